@@ -36,7 +36,7 @@ _TRASH = ".trash-"
 _RESERVE = 64 << 20  # bytes of the disk that a build leaves free for logs and checkpoints
 
 
-class OverBudgetError(Exception):
+class OverBudgetError(UserError):
     """An entry does not fit the cache's budget even after all others are evicted. The caller streams instead."""
 
 
@@ -108,7 +108,7 @@ class Cache:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             yield partial
-        except (OverBudgetError, UserError):
+        except UserError:
             self.discard(name)
             raise
         except OSError as error:

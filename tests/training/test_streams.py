@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from several import several
 
 from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
@@ -213,6 +214,22 @@ def test_the_number_of_training_images_chooses_the_executor(
     monkeypatch.setattr(frozen, "choose_executor", choosing)
     streams(network, phase).of(0)
     assert numbers == [images]
+
+
+def test_all_processes_learn_that_rank_0_found_no_executor(network: Network, monkeypatch: pytest.MonkeyPatch):
+    def refusing(*args: Any, **more: Any) -> Executor:
+        raise UserError("the error of bfloat16 is too large")
+
+    monkeypatch.setattr(frozen, "choose_executor", refusing)
+
+    def work(rank: int) -> str:
+        s = streams(network, HEAD)
+        s.frozen.group = Engine("cpu", "32")
+        with pytest.raises(UserError) as error:
+            s.of(0)
+        return str(error.value)
+
+    assert several(2, work) == ["the error of bfloat16 is too large"] * 2
 
 
 def test_fresh_augmentation_stores_nothing_of_training(network: Network):

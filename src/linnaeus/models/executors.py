@@ -7,11 +7,13 @@ which can be merged into the convolution before it; and a compiled graph needs n
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,22 @@ class FrozenPart(nn.Module):
         super().__init__()
         self.network, self.stop, self.start = network, stop, start
         self.pool = stop == "head" and network.arch["name"] != "custom"
+        self.stages = network.between(start, stop)
+
+    @property
+    def title(self) -> str:
+        """`stem to layer3`: its stages in words."""
+        return self.stages[0] if len(self.stages) == 1 else f"{self.stages[0]} to {self.stages[-1]}"
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the tensors of its stages, as they are when it is first read."""
+        digest = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            if self.network.stage_of(name) in self.stages:
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.network.run(x, start=self.start, stop=self.stop)

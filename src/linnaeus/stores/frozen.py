@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -133,22 +132,12 @@ class FrozenStages:
         """Images through the frozen part at once."""
         return BATCH if self.device.type == "cpu" else GPU_BATCH
 
-    def executor(
-        self, cut: str, sample: Tensor, images: int, start: str | None = None, weights: str | None = None
-    ) -> Executor:
-        """The executor of the stages from `start` to below `cut`, chosen once per run; `sample` (N, …) is their input.
+    def executor(self, cut: str, sample: Tensor, images: int) -> Executor:
+        """The executor of all stages below `cut`, chosen once per run.
 
-        `images` is the number of images to come. `weights`: the checksum of the stages' weights, where it is known.
+        `sample` (N, …) is input of the network, and `images` the number of images to come.
         """
-        stages = self._stages(start, cut)
-        key = stages, weights or self._weights(start, cut)
-        if key not in self.executors:
-            if self.int8 is not None and start is None:  # the stages above a store are few: rounding them gains little
-                self.executors[key] = int8_executor(FrozenPart(self.model, cut), self._calibration_images(self.int8))
-            else:
-                self.executors[key] = self._choose(cut, sample[:TRIAL_IMAGES], images, start)
-            self._record(stages, self.executors[key].name)
-        return self.executors[key]
+        return self._executor(FrozenPart(self.model, cut), sample, images)
 
     def rows(
         self, cuts: Sequence[str], samples: Samples, prepare: Prepare, label: str, variant: dict[str, Any]
@@ -160,39 +149,31 @@ class FrozenStages:
         line. Raises OverBudgetError if a store does not fit the cache.
         """
         key = self._key(samples, variant)
-        start, images = None, image_stores(samples.rows)
+        images = image_stores(samples.rows)
         earlier = samples.earlier if self.group.world_size == 1 else None
-        if earlier is not None and earlier.exact and "augment" in variant:
-            earlier = None
         if earlier is not None and "augment" in variant:
-            key["taken over"] = earlier.mark
-        for cut in cuts:
-            weights = self._weights(start, cut)
-            # Each cut adds to the key what lies between it and the one before.
-            key[f"through {cut}"] = weights
-            if cut == "head" and self.model.head_stages:
-                key["head looks at"] = self.model.head_stages
-            if cut == "head" and self.model.windows > 1:
-                key["windows"] = self.model.windows
+            if earlier.exact:
+                earlier = None
+            else:
+                key["taken over"] = earlier.mark
+        for start, cut in zip([None, *cuts], cuts, strict=False):
+            part = FrozenPart(self.model, cut, start)
+            key |= self._key_of_part(part)
             text = json.dumps(key, sort_keys=True)
             store = find_activations(len(samples), text, self.cache)
             # Every rank must find the store, or all of them take part in building it.
             if not all(self.group.all_gather(store is not None)):
-                first = next(
-                    iter(Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device).epoch())
-                )
-                sample = prepare(first)
-                executor = self.executor(cut, sample, len(samples), start, weights)
-                shape = tuple(executor(sample[:1]).shape[1:])
-                spec = StoreSpec(len(samples), shape, text, executor.name, images)
+                sample = prepare(self._first_batch(samples))
+                executor = self._executor(part, sample, len(samples))
+                spec = StoreSpec(len(samples), tuple(executor(sample[:1]).shape[1:]), text, executor.name, images)
                 computed = _CutRows(samples, prepare, executor, self.batch, self.device)
                 source = computed if earlier is None else self._taking_over(earlier, key, computed)
-                with self.console.progress(f"{label}, {self._stages(start, cut)}") as advance:
+                with self.console.progress(f"{label}, {part.title}") as advance:
                     build_with_group(self.group, source, spec, self.cache, advance)
                 store = find_activations(len(samples), text, self.cache)
             assert store is not None, "the store was built, and another process has evicted it since"
-            self._record(self._stages(start, cut), store.made_by)
-            samples, prepare, start = Samples(store, samples.labels), stored, cut
+            self._record(part.title, store.made_by)
+            samples, prepare = Samples(store, samples.labels), stored
         assert isinstance(samples.rows, ActivationStore)
         return in_memory(samples.rows, self.device)
 
@@ -229,21 +210,35 @@ class FrozenStages:
             key["bf16"] = True
         return key | variant
 
-    def _choose(self, cut: str, sample: Tensor, images: int, start: str | None) -> Executor:
+    def _key_of_part(self, part: FrozenPart) -> dict[str, Any]:
+        """What a part adds to the key of the rows that it is computed from."""
+        key: dict[str, Any] = {f"through {part.stop}": part.checksum}
+        if part.stop == "head" and self.model.head_stages:
+            key["head looks at"] = self.model.head_stages
+        if part.stop == "head" and self.model.windows > 1:
+            key["windows"] = self.model.windows
+        return key
+
+    def _executor(self, part: FrozenPart, sample: Tensor, images: int) -> Executor:
+        key = part.title, part.checksum
+        if key not in self.executors:
+            # The stages above a store are few: rounding them gains little.
+            if self.int8 is not None and part.start is None:
+                self.executors[key] = int8_executor(part, self._calibration_images(self.int8))
+            else:
+                self.executors[key] = self._choose(part, sample[:TRIAL_IMAGES], images)
+            self._record(part.title, self.executors[key].name)
+        return self.executors[key]
+
+    def _choose(self, part: FrozenPart, sample: Tensor, images: int) -> Executor:
         """The executor that rank 0 chooses: it measures, so another rank might choose another one."""
-        part = FrozenPart(self.model, cut, start)
         record = cache_dir() / "executors.json"
-        name = self.made_by.get(self._stages(start, cut))
         choose = partial(choose_executor, part, sample, images, record=record, autocast=self.autocast, bf16=self.bf16)
-        executor: Executor | None = None
-        if self.group.is_main:
-            executor = choose(required=name)
-            name = executor.name
-        name = self.group.broadcast(lambda: name)
+        with self.group.propagate_errors():
+            executor = choose(required=self.made_by.get(part.title)) if self.group.is_main else None
+        name = self.group.broadcast(lambda: executor.name if executor is not None else None)
         # The other ranks prepare what rank 0 has chosen.
-        if executor is None:
-            executor = choose(required=name)
-        return executor
+        return executor or choose(required=name)
 
     def _record(self, stages: str, executor: str) -> None:
         if self.made_by.get(stages) != executor:
@@ -251,26 +246,14 @@ class FrozenStages:
             if self.on_change is not None:
                 self.on_change()
 
+    def _first_batch(self, samples: Samples) -> Batch:
+        return next(iter(Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device).epoch()))
+
     def _calibration_images(self, samples: Samples) -> Tensor:
         """CALIBRATION_IMAGES of the samples, in a fixed random order, as the network's input."""
         chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATION_IMAGES]
         batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.device)
         return torch.cat([self.preprocessing(batch.pixels, batch.shapes) for batch in batches.epoch()])
-
-    def _stages(self, start: str | None, cut: str) -> str:
-        """`stem to layer3`: the stages from `start` to below `cut`, in words."""
-        stages = self.model.between(start, cut)
-        return stages[0] if len(stages) == 1 else f"{stages[0]} to {stages[-1]}"
-
-    def _weights(self, start: str | None, cut: str) -> str:
-        """SHA-256 of the tensors of the stages from `start` to below `cut`."""
-        digest = hashlib.sha256()
-        stages = self.model.between(start, cut)
-        for name, tensor in self.model.state_dict().items():
-            if self.model.stage_of(name) in stages:
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
 
 
 def stored(batch: Batch) -> Tensor:
