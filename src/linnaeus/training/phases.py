@@ -92,8 +92,9 @@ class Phases:
         self.phase_started = time.perf_counter()
         try:
             self._train_phase(number, phase, first_epoch, snapshot)
-            if self.engine.broadcast(lambda: self._has_unwritten_best()):
-                self._between_steps(number + 1, None, checkpoint=True)
+            if self._has_unwritten_best():
+                self._update_timings(number)
+                self._write_checkpoint(number + 1)
         finally:
             self._write_model()
             self._update_timings(number)
@@ -136,7 +137,7 @@ class Phases:
             with self.stop.deferring():
                 for epoch in epochs:
                     self._after_epoch(run, epoch)
-                    self._between_steps(run.number, epoch.snapshot)
+                    self._between_steps(run, epoch.snapshot)
             self.stop.obey(self.engine.all_reduce_max(self.stop.pending))
 
     def _after_step(self, run: PhaseRun, advance: Advance, timer: StepTimer, step: Step) -> None:
@@ -145,7 +146,9 @@ class Phases:
         if seconds is not None:
             # Evaluation is a forward pass, about a third of the work of a training step.
             validation = run.valid.batches.samples / (3 * run.train.batches.samples)
-            self._announce_duration(run.phase.epochs * step.steps * seconds * (1 + validation))
+            expected = run.phase.epochs * step.steps * seconds * (1 + validation)
+            if expected >= MENTIONED_FROM:
+                self.console.say(f"  about {duration(expected)} for this phase")
         if self.recipe.log_every and step.step % self.recipe.log_every == 0:
             loss, _ = step.means()
             self.console.say(f"  epoch {step.epoch}  step {step.step} of {step.steps}  loss {loss:.4f}")
@@ -155,11 +158,7 @@ class Phases:
             note += f"  loss {loss:.3f}" + (f"  accuracy {percent(accuracy)}" if accuracy is not None else "")
         samples = run.train.batches.samples
         advance((step.epoch - 1) * samples + step.samples, run.phase.epochs * samples, note)
-        self._between_steps(run.number, step.snapshot, 1)
-
-    def _announce_duration(self, seconds: float) -> None:
-        if seconds >= MENTIONED_FROM:
-            self.console.say(f"  about {duration(seconds)} for this phase")
+        self._between_steps(run, step.snapshot, 1)
 
     def _after_out_of_memory(self, run: PhaseRun, micro_batch: int) -> None:
         """Record the smaller micro-batch."""
@@ -204,28 +203,29 @@ class Phases:
         if self.observe is not None:
             self.observe(len(self.recorder.rows), valid)
 
-    def _between_steps(
-        self, number: int, snapshot: Callable[[], Snapshot] | None, steps: int = 0, *, checkpoint: bool = False
-    ) -> None:
-        """Write a checkpoint if one is due, and stop if a signal asks for it.
-
-        `number`: the phase to resume in; `snapshot`: its state, None at its start; `steps`: steps since the last call.
-        """
+    def _between_steps(self, run: PhaseRun, snapshot: Callable[[], Snapshot] | None, steps: int = 0) -> None:
+        """Write a checkpoint if one is due, and stop if a signal asks for it; `steps`: steps since the last call."""
         due = self.checkpoints is not None and self.checkpoints.due(steps)
         # All ranks stop after the same step. A signal that arrives after this line waits for the next call.
         signal = self.engine.all_reduce_max(self.stop.pending)
-        if self.checkpoints is not None and (due or checkpoint or signal is not None):
-            self._update_timings(number if snapshot is not None else number - 1)
-            fit_state = None if snapshot is None else snapshot()
-            rows, timings = self.recorder.rows, dict(self.timings)
-            self.recorder.require_folder()
-            try:
-                with self.checkpoints.timed():
-                    self.checkpoints.write(Checkpoint(number, fit_state, self.best, rows, timings))
-                    self._write_model()
-            except JobError as error:  # the run may still finish without it
-                self.console.warn(f"{error}; the run continues, but can only be resumed from the previous checkpoint")
+        if due or signal is not None:
+            self._update_timings(run.number)
+            self._write_checkpoint(run.number, snapshot)
         self.stop.obey(signal)
+
+    def _write_checkpoint(self, number: int, snapshot: Callable[[], Snapshot] | None = None) -> None:
+        """Write a checkpoint from which a run resumes in phase `number`: at `snapshot`, or at the start of the phase."""
+        if self.checkpoints is None:
+            return
+        fit_state = None if snapshot is None else snapshot()
+        self.recorder.require_folder()
+        try:
+            with self.checkpoints.timed():
+                rows, timings = self.recorder.rows, dict(self.timings)
+                self.checkpoints.write(Checkpoint(number, fit_state, self.best, rows, timings))
+                self._write_model()
+        except JobError as error:  # the run may still finish without it
+            self.console.warn(f"{error}; the run continues, but can only be resumed from the previous checkpoint")
 
     def _has_unwritten_best(self) -> bool:
         return self.best.figures is not None and not self.best_is_written
