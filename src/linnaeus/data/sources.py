@@ -18,7 +18,7 @@ from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, shards
 from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.readers.foreign_files import foreign_file
-from linnaeus.data.readers.label_sets import with_task
+from linnaeus.data.readers.labels import with_task
 from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError

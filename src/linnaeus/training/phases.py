@@ -214,7 +214,7 @@ class Phases:
         self.stop.obey(signal)
 
     def _write_checkpoint(self, number: int, snapshot: Callable[[], Snapshot] | None = None) -> None:
-        """Write a checkpoint from which a run resumes in phase `number`: at `snapshot`, or at the start of the phase."""
+        """Write a checkpoint to resume from in phase `number`: at `snapshot`, or at the start of the phase."""
         if self.checkpoints is None:
             return
         fit_state = None if snapshot is None else snapshot()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from linnaeus.data.readers.columns import (
     Row,
     find_column,
     missing_note,
-    one_hot,
     refuse_repeated,
     splits_of,
 )
-from linnaeus.data.readers.label_sets import indicator, occurring, read_label_sets
+from linnaeus.data.readers.labels import indicator, occurring, read_labels
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
 from linnaeus.data.readers.repeats import whole_numbers, without_repeats
 from linnaeus.data.table import Table, checked
@@ -44,7 +43,7 @@ def open_csv(source: str, files: dict[str, Path], group: str | None = None, form
     """Read CSV or TSV files; `files` maps a split ("" where the column `split` decides) to its file.
 
     `group` names the column whose values tell which samples belong together, such as patient; without it, it is the
-    column `group`, if there is one. `form` says whether images have several labels (label_sets.py).
+    column `group`, if there is one. `form` says whether images have several labels (labels.py).
     A label is a class name, also where it is a number; classes are in natural order. Where all labels are numbers,
     `classes.txt` beside the file gives the names to display: line k, from 0, for label k (or that line `number name`).
     """
@@ -138,67 +137,56 @@ def read_csv(path: Path, split: str = "", group: str | None = None, form: LabelF
 def _rows(path: Path, header: list[str], records: list[Row], split: str, group: str | None, form: LabelFormat) -> Rows:
     """The rows of a table that was read from `path`, checked. Records have the columns in lower case."""
     columns = [name.lower() for name in header]
-    wanted = (group or "group").strip().lower()
+    grouping = (group or "group").strip().lower()
     refuse_repeated(path, columns)
     image, label = (find_column(path, columns, role) for role in ("path", "label"))
-    others = [name for name in columns if name and name != image and name not in ("split", wanted)]
-    sets = read_label_sets(path, label, others, records, form) if image else None
-    flags = None if label or sets or not image else one_hot(path, others, records)
-    _check_columns(path, columns, image, label or flags or sets)
-    if group is not None and wanted not in columns:
+    if image is None:
+        raise _no_column(path, columns, "path")
+    others = [name for name in columns if name and name not in (image, "split", grouping)]
+    labels = read_labels(path, label, others, records, form)
+    if labels is None:
+        raise _no_column(path, columns, "label")
+    if group is not None and grouping not in columns:
         raise UserError(f"{path}:1: no column {group!r}; the columns are {listed(columns)}")
-    assert image is not None
+    if not records:
+        raise UserError(f"{path}: lists no images; write a line for each below the header")
     rows = Rows(path, lines=[line for line, _ in records], texts=[cells[image] for _, cells in records])
     rows.exact = _is_split_of_run(path, columns)
-    # With several labels there is no single text to check for blanks.
-    texts = flags or {line: "" if sets else cells[str(label)] for line, cells in records}
-    _refuse_blank(path, {"path": dict(zip(rows.lines, rows.texts, strict=True)), "label": {} if sets else texts})
-    used = sets.columns if sets else [name for name in others if name in set(flags.values())] if flags else (label,)
-    rest = [name for name in others if name not in used]
-    if flags or (sets and label is None):
-        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in used}
-    rows.splits, rows.notes = [split] * len(records), []
-    if not split:
-        rows.splits, rows.notes = splits_of(path, [*rest, *_split(columns)], records)
-    if sets:
-        rows.sets = [tuple(label_of(name, path, line) for name in sets.by_line[line]) for line in rows.lines]
+    texts = [] if labels.several else [labels.by_line[line][0] for line in rows.lines]
+    _refuse_blank(rows, "path", rows.texts)
+    _refuse_blank(rows, "label", texts)
+    rest = [name for name in others if name not in labels.columns]
+    about_splits = [name for name in columns if name == "split" or name in rest]
+    rows.splits, split_notes = ([split] * len(records), []) if split else splits_of(path, about_splits, records)
+    if labels.several:
+        rows.sets = [tuple(label_of(name, path, line) for name in labels.by_line[line]) for line in rows.lines]
     else:
-        rows.labels = [label_of(texts[line], path, line) for line in rows.lines]
-        rows.written = {(part, texts[line]) for line, part in zip(rows.lines, rows.splits, strict=True)}
-    if wanted in columns:
-        rows.groups = [cells[wanted].strip() for _, cells in records]
+        rows.labels = [label_of(text, path, line) for text, line in zip(texts, rows.lines, strict=True)]
+        rows.written = set(zip(rows.splits, texts, strict=True))
+    if label is None:
+        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in labels.columns}
+    if grouping in columns:
+        rows.groups = [cells[grouping].strip() for _, cells in records]
     else:
         # A column such as `patient` with repeated values suggests groups, which are offered and not applied.
         values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
         rows.offered = tuple(name for name, distinct in values.items() if 1 < len(distinct) < len(records))
-    if not rows.texts:
-        raise UserError(f"{path}: lists no images; write a line for each below the header")
-    notes = [f"path is read from column {image!r}"] if image != "path" else []
-    if sets:
-        notes.append(sets.note)
-    elif label != "label":
-        one_each = f"the columns {listed([name for name in used if name])}, one for each class"
-        notes.append(f"label is read from {f'column {label!r}' if label else one_each}")
-    rows.notes[:0] = [*(f"{path.name}: {note}" for note in notes), *missing_note(path, rows.labels)]
+    notes = ["" if image == "path" else f"path is read from column {image!r}", labels.note]
+    notes = [f"{path.name}: {note}" for note in notes if note]
+    rows.notes = [*notes, *missing_note(path, rows.labels), *split_notes]
     return rows
 
 
-def _check_columns(path: Path, columns: list[str], image: str | None, label: object) -> None:
-    """Raise UserError if the image or the label has no column."""
+def _no_column(path: Path, columns: list[str], role: str) -> UserError:
+    """The error for a file in which no column holds the paths or the labels."""
     if not any(columns):
-        raise UserError(
+        return UserError(
             f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"
         )
-    for role, column in (("path", image), ("label", label)):
-        if not column:
-            raise UserError(
-                f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label "
-                "[, split]: rename the columns that hold them"
-            )
-
-
-def _split(columns: list[str]) -> list[str]:
-    return ["split"] if "split" in columns else []
+    return UserError(
+        f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label [, split]: rename "
+        "the columns that hold them"
+    )
 
 
 def _records(path: Path) -> tuple[list[str], list[Row]]:
@@ -242,22 +230,18 @@ def _is_split_of_run(path: Path, columns: list[str]) -> bool:
 
     In a file of the user they are: a class may be named `'=a`.
     """
-    head, rest = columns[:3], columns[3:]
-    if head not in (["path", "label", "split"], ["path", "labels", "split"]) or rest not in (
-        [],
-        ["group"],
-        ["content"],
-        ["group", "content"],
-    ):
+    first, rest = columns[:3], columns[3:]
+    if first not in (["path", "label", "split"], ["path", "labels", "split"]):
+        return False
+    if rest != [name for name in ("group", "content") if name in rest]:
         return False
     return "content" in rest or path.name == SPLIT_FILE
 
 
-def _refuse_blank(path: Path, cells: dict[str, dict[int, str]]) -> None:
-    """Raise UserError for rows (role -> line -> cell) that lack a path or a label; those that lack a path first."""
-    for role, by_line in cells.items():
-        lines = [line for line, text in by_line.items() if not text.strip()]
-        if lines:
-            others = ", ".join(map(str, lines[1:6])) + (" …" if lines[6:] else "")
-            more = f", nor in {len(lines) - 1} more ({others})" if lines[1:] else ""
-            raise UserError(f"{path}:{lines[0]}: no {role}{more}; write one, or remove the line")
+def _refuse_blank(rows: Rows, role: str, texts: Sequence[str]) -> None:
+    """Raise UserError for rows that lack a path or a label; `texts` are the cells of the column."""
+    lines = [line for line, text in zip(rows.lines, texts, strict=False) if not text.strip()]
+    if lines:
+        others = ", ".join(map(str, lines[1:6])) + (" …" if lines[6:] else "")
+        more = f", nor in {len(lines) - 1} more ({others})" if lines[1:] else ""
+        raise UserError(f"{rows.file}:{lines[0]}: no {role}{more}; write one, or remove the line")

@@ -122,23 +122,28 @@ def locate(rows: Rows) -> list[str]:
         where = f" in {place}/" if place else ""
         rows.notes.append(f"{rows.file.name}: images are found{where}{f' with {suffix} added' if suffix else ''}")
     if missing:
-        first = missing[0]
-        text = rows.texts[first].strip()
-        others = f" (nor do {len(missing) - 1} more of {len(rows.texts)})" if len(missing) > 1 else ""
-        here = str(Path.cwd())
-        where = f" in {folder}" if folder == here else f", neither in {folder} nor in {here}"
-        hint = "correct the path or remove the line"
-        # Lists made on another machine hold its paths; a suffix of the path may exist here.
-        parts = text.replace("\\", "/").split("/")
-        tails = ["/".join(parts[k:]) for k in range(1, len(parts))]
-        if re.match("[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
-            hint = "it is an address, and a list names files: download the images first"
-        elif tail := next((tail for tail in tails if _find(tail, folder)), None):
-            hint = f"{tail} exists: remove the part before it from the paths"
-        raise UserError(
-            f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; {hint}"
-        )
+        raise _missing_images(rows, missing, folder)
     return [path for path in paths if path is not None]
+
+
+def _missing_images(rows: Rows, missing: list[int], folder: str) -> UserError:
+    """The error for rows whose images do not exist: it names the first of them, and what may help."""
+    first = missing[0]
+    text = rows.texts[first].strip()
+    others = f" (nor do {len(missing) - 1} more of {len(rows.texts)})" if len(missing) > 1 else ""
+    here = str(Path.cwd())
+    where = f" in {folder}" if folder == here else f", neither in {folder} nor in {here}"
+    hint = "correct the path or remove the line"
+    # Lists made on another machine hold its paths; a suffix of the path may exist here.
+    parts = text.replace("\\", "/").split("/")
+    tails = ["/".join(parts[k:]) for k in range(1, len(parts))]
+    if re.match("[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        hint = "it is an address, and a list names files: download the images first"
+    elif tail := next((tail for tail in tails if _find(tail, folder)), None):
+        hint = f"{tail} exists: remove the part before it from the paths"
+    return UserError(
+        f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; {hint}"
+    )
 
 
 def _rule(text: str, folder: str, stem: str) -> tuple[str, str] | None:
@@ -171,38 +176,45 @@ def _resolve_labels(parts: list[Rows], paths: list[str], folder: Path) -> tuple[
     named = names_by_index(folder)
     if all(numeric):
         keys = [int(text) for text in texts]
-        folders = folder_of_label(zip(map(str, keys), paths, strict=True))
-        # Lists of a class-per-folder dataset: the folder of the images names the class of a number.
-        names = {key: folders.get(str(key), str(key)) for key in keys}
-        if named is not None:
-            names = named[1]
-            by_folder = {
-                folders[str(key)]: names[key] for key in sorted(set(keys)) if str(key) in folders and key in names
-            }
-            refuse_swapped(named[0], by_folder, by_folder)
-            used = {str(key): names[key] for key in sorted(set(keys)) if key in names}
-            notes += naming_note(named[0], used, "by index")
-        bad = next((k for k, key in enumerate(keys) if key not in names), None)
+        names, naming = _names_of_numbers(keys, paths, named)
+        notes += naming
+        problem = f"has {len(names)} classes, {min(names)} to {max(names)}" if names else "lacks it"
     else:
-        # Names throughout; numbers among them are names only if classes.txt says so.
-        listing = named if named is not None and named[0].name == NAMES_TEXT else None
+        # Only classes.txt may name classes by numbers; without it, a number among names is a mistake.
+        listing = named[1] if named is not None and named[0].name == NAMES_TEXT else None
         if listing is None and any(numeric):
             raise _mixed_kinds(parts, texts, numeric, folder)
-        names = dict(enumerate(natural_order(texts))) if listing is None else listing[1]
-        index = {name: i for i, name in names.items()}
-        bad = next((k for k, text in enumerate(texts) if text not in index), None)
-        keys = [index.get(text, -1) for text in texts]
-    if bad is not None:
-        assert named is not None
-        problem = f"has {len(names)} classes, {min(names)} to {max(names)}" if all(numeric) and names else "lacks it"
-        raise UserError(
-            f"{_place(parts, bad)}: label {clip(texts[bad])}, but {named[0]} {problem}; correct one of them"
-        )
+        names = dict(enumerate(natural_order(texts))) if listing is None else listing
+        number = {name: i for i, name in names.items()}
+        keys = [number.get(text, -1) for text in texts]
+        problem = "lacks it"
+    for k, key in enumerate(keys):
+        if key not in names:
+            assert named is not None, "names that come from the labels have all of them"
+            raise UserError(
+                f"{_place(parts, k)}: label {clip(texts[k])}, but {named[0]} {problem}; correct one of them"
+            )
     order = sorted(set(keys))
     # Labels may have gaps (1, 2, 5), but positions in the output layer may not.
     position = {key: k for k, key in enumerate(order)}
-    labels = np.array([position[key] for key in keys], dtype=np.int64)
-    return labels, tuple(names[key] for key in order), notes
+    return np.array([position[key] for key in keys], dtype=np.int64), tuple(names[key] for key in order), notes
+
+
+def _names_of_numbers(
+    keys: list[int], paths: list[str], named: tuple[Path, dict[int, str]] | None
+) -> tuple[dict[int, str], list[str]]:
+    """Number -> class name, and a note on the file that names them.
+
+    `named` is that file with its names. Without one, the folder of the images names a number where that is one to one.
+    """
+    folders = folder_of_label(zip(map(str, keys), paths, strict=True))
+    if named is None:
+        return {key: folders.get(str(key), str(key)) for key in keys}, []
+    file, names = named
+    used = {str(key): names[key] for key in sorted(set(keys)) if key in names}
+    by_folder = {folders[key]: name for key, name in used.items() if key in folders}
+    refuse_swapped(file, by_folder, by_folder)
+    return names, naming_note(file, used, "by index")
 
 
 def _mixed_kinds(parts: list[Rows], texts: list[str], numeric: list[bool], folder: Path) -> UserError:

@@ -1,4 +1,4 @@
-"""Several labels per image: a 0/1 column for each label, or a column of labels with a separator."""
+"""The labels in a CSV: one for each image, or several in 0/1 columns or in a column with a separator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order
-from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, key
+from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, key, one_hot
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -24,25 +24,45 @@ SWITCH = "--set data.task=single-label"
 
 
 @dataclass(frozen=True)
-class LabelSets:
-    """The labels of each row of a CSV."""
+class Labels:
+    """The labels of the rows of a CSV, as written."""
 
     by_line: dict[int, tuple[str, ...]]
-    """Line number -> labels, perhaps none."""
+    """Line number -> its label, or its labels, perhaps none."""
     columns: tuple[str, ...]
     """The columns that hold them."""
-    note: str
-    """How they were read."""
+    note: str = ""
+    """How they were read; empty where a column `label` holds them."""
+    several: bool = False
+    """Whether a row may have several labels."""
 
 
-def read_label_sets(
+def read_labels(
     file: Path, label: str | None, others: Sequence[str], rows: Sequence[Row], form: LabelFormat
-) -> LabelSets | None:
-    """The labels of each row, where the recipe says or the cells show that an image may have several; else None.
+) -> Labels | None:
+    """The labels of column `label`, or without one of those `others` that hold 0 and 1; None if no column does.
 
-    `label` is the column of labels; without one, each of `others` whose cells are 0 or 1 is a label. Raises UserError
-    for a cell that is neither, in a column of 0 and 1.
+    A row has several labels where the recipe says so or the cells show it. Raises UserError for a cell that is neither
+    0 nor 1 in a column of such cells, and for a row of several classes where one is expected.
     """
+    sets = _label_sets(file, label, others, rows, form)
+    if sets is not None:
+        return sets
+    if label is not None:
+        note = "" if label == "label" else f"label is read from column {label!r}"
+        return Labels({line: (cells[label],) for line, cells in rows}, (label,), note)
+    classes = one_hot(file, others, rows)
+    if classes is None:
+        return None
+    used = tuple(name for name in others if name in set(classes.values()))
+    note = f"label is read from the columns {listed(used)}, one for each class"
+    return Labels({line: (name,) for line, name in classes.items()}, used, note)
+
+
+def _label_sets(
+    file: Path, label: str | None, others: Sequence[str], rows: Sequence[Row], form: LabelFormat
+) -> Labels | None:
+    """The labels of each row, where the recipe says or the cells show that an image may have several; else None."""
     if form.task == "single-label" or not rows:
         return None
     if label is None:
@@ -53,10 +73,10 @@ def read_label_sets(
         return None
     by_line = {line: _parts(text, separator) for line, text in cells.items()}
     how = f"separated by {separator!r}" if separator else "one in each row"
-    return LabelSets(by_line, (label,), f"labels are read from column {label!r}, {how}: {_counts(by_line)}")
+    return Labels(by_line, (label,), f"labels are read from column {label!r}, {how}: {_counts(by_line)}", several=True)
 
 
-def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> LabelSets | None:
+def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> Labels | None:
     """Labels of 0/1 columns. Unless the task is stated, two of them must be 1 in some row."""
     values = {name: {cells[name].strip().lower() for _, cells in rows} for name in others}
     # Columns such as is_train are 0/1 too, but state the split.
@@ -75,7 +95,7 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
     unused = [name for name in others if name not in flags and name not in about_splits]
     rest = f"; not used: {listed(unused)}" if unused else ""
     note = f"labels are read from the columns {listed(flags, 20)}: {_counts(by_line)}{rest}"
-    return LabelSets(by_line, tuple(flags), note)
+    return Labels(by_line, tuple(flags), note, several=True)
 
 
 def _separator(cells: Iterable[str], several: bool, task: str | None) -> str | None:
