@@ -27,6 +27,8 @@ from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 from linnaeus.stores.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
 
+MOST_IN_SHARDS = 100_000  # images that are decoded once more to find copies: minutes, where an epoch takes as long
+
 
 @dataclass(frozen=True)
 class DataCheck:
@@ -125,12 +127,19 @@ def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicat
         return find_duplicates(compute_statistics(table, cache=default_cache(), progress=advance))
 
 
+def comparable(table: Table) -> bool:
+    """Whether images are compared by their pixels: files, also in shards on this machine unless there are very many."""
+    members = table.members
+    return table.images is None and (members is None or (members.local and len(members) <= MOST_IN_SHARDS))
+
+
 def copies(table: Table, *, console: Console | None = None) -> np.ndarray:
     """(n,) int64: a number that copies share. Files count as altered copies too, arrays only where they are identical.
 
-    Small images, which most arrays are, cannot be told from altered copies of others.
+    Small images, which most arrays are, cannot be told from altered copies of others. Very many images in shards, which
+    no store copies, are not decoded for this, either.
     """
-    if table.paths is not None:
+    if comparable(table):
         return near_duplicates(table, console=console).groups(EXACT, COPY)
     samples = np.arange(len(table))
     hashes = HashedImages(table, default_cache()).hashes(samples)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from linnaeus.check.registration import INITIAL_FRAMES, MATCH, compare_pairs, frame_of_window
-from linnaeus.data.images.hashing import CROWDED, FLAT, MIN_SIDE, WINDOWS, hamming_neighbors
-from linnaeus.data.images.pixel_statistics import same_tint
+from linnaeus.data.images.hashing import CROWDED, WINDOWS, hamming_neighbors
+from linnaeus.data.images.pixel_statistics import hashable, same_tint
 from linnaeus.stores.embeddings import Embeddings
 from linnaeus.stores.image_statistics import ImageStatistics
 
@@ -73,9 +73,8 @@ def find_duplicates(statistics: ImageStatistics, embeddings: Embeddings | None =
     first_copy = connected(len(statistics), exact)
     # Exact copies have the same neighbors, so only the first of them is searched for.
     unique = statistics.readable[first_copy[statistics.readable] == statistics.readable]
-    unique = unique[np.minimum(statistics.rows["height"], statistics.rows["width"])[unique] >= MIN_SIDE]
-    # Blank images resemble all other blank ones.
-    unique = unique[statistics.rows["high"][unique] - statistics.rows["low"][unique] >= FLAT]
+    # Small images and blank ones resemble others of their kind.
+    unique = unique[hashable(statistics.rows[unique])]
     pairs, bits, score = _pairs_by_hash(statistics, unique)
     near: dict[tuple[int, int], tuple[int, float]] = {}
     # A recolored copy has another tint; it may be another object of the same shape.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
+from linnaeus.check.data_check import check_table, comparable, copies, leaks, near_duplicates
 from linnaeus.check.duplicates import COPY, EXACT, connected
 from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
@@ -69,7 +69,7 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
 
     `builder` has observed the images that were decoded for the run.
     """
-    if table.paths is None:
+    if not comparable(table):
         leaked = leaks(table, copies(table))
         lines = [
             f"{len(samples):,} of {len(table.where(split)):,} {split} images are in an earlier split too"

@@ -6,7 +6,6 @@ million 10 MB), in the entry `contents` of its `data`.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import csv
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.cache import Cache, default_cache
-from linnaeus.data.images.content import HASH, UNKNOWN
+from linnaeus.data.images.content import HASH, UNKNOWN, hashes_from_text, hashes_to_text
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import MODEL, read_header
@@ -48,23 +47,16 @@ class Membership:
     def to_dict(self) -> dict[str, str]:
         """For the model file: by split, the 48-bit hashes in ascending order, in base64."""
         parts = dict(self.hashes) | ({EARLIER: self.earlier} if len(self.earlier) else {})
-        return {"hash": HASH} | {
-            part: base64.b64encode(hashes.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()).decode()
-            for part, hashes in parts.items()
-        }
+        return {"hash": HASH} | {part: hashes_to_text(hashes) for part, hashes in parts.items()}
 
     @classmethod
     def from_dict(cls, values: Any, path: Path) -> Membership | None:
         """The inverse; None where there is nothing, or another kind of hash. Raises UserError if it is damaged."""
         if not isinstance(values, dict) or values.get("hash") != HASH:
             return None
-        hashes = {}
+        parts = (*SPLITS, *([EARLIER] if EARLIER in values else []))
         try:
-            for part in (*SPLITS, *([EARLIER] if EARLIER in values else [])):
-                raw = np.frombuffer(base64.b64decode(values[part], validate=True), np.uint8).reshape(-1, 6)
-                wide = np.zeros((len(raw), 8), np.uint8)
-                wide[:, 2:] = raw
-                hashes[part] = np.sort(wide.reshape(-1).view(">u8").astype(np.uint64))
+            hashes = {part: hashes_from_text(values[part]) for part in parts}
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise UserError(
                 f"{path}: its record of the images of its run is damaged ({error}); get a fresh copy"

@@ -3,7 +3,8 @@
 A copy that was scaled, encoded again, mirrored, turned, brightened or slightly cropped has another content hash. The
 model file holds difference hashes of each training and validation image that may have such copies, and its color: 146
 bytes an image with all windows, and 18 bytes with the whole image alone, which finds no crops. The latter are used if
-the former would take more than `BUDGET`; if these do as well, none are kept.
+the former would take more than `BUDGET`; if these do as well, none are kept. Images that are too small or flat for such
+hashes have one of their pixels, 6 bytes, which finds those that were saved again without loss, in any format.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ import numpy as np
 
 from linnaeus.cache import default_cache
 from linnaeus.console import counted
-from linnaeus.data.images.hashing import CROWDED, FLAT, MIN_SIDE, WINDOWS, hamming_neighbors
-from linnaeus.data.images.pixel_statistics import same_tint
-from linnaeus.data.table import SPLITS
+from linnaeus.data.images.content import UNKNOWN, hashes_from_text, hashes_to_text, pixel_hash
+from linnaeus.data.images.hashing import CROWDED, MIN_SIDE, WINDOWS, hamming_neighbors
+from linnaeus.data.images.pixel_statistics import STATISTICS, hashable, same_tint
+from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
+from linnaeus.inference.membership import NONE, Membership
 from linnaeus.inference.source import LabeledImages
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.stores.image_statistics import compute_statistics
 
 HASH = "difference/128"
 BUDGET = 2_000_000  # bytes of all hashes, as of the references for unknown images
+ARRAYS = ("cifar", "idx", "digits")  # kinds of sources of which the content hashes are those of the pixels
 LOOKED_AT = 64  # images at a time, of a model without hashes
 RADIUS = 10
 """Largest distance of a copy, of 128 bits. Of 150 copies of each of 11 kinds, all are within it; of 1,330 flowers, four
@@ -68,12 +72,6 @@ class PerceptualHashes:
         return cls(hashes.reshape(-1, windows, 2), raw[:, -2:])
 
 
-def hashable(rows: np.ndarray) -> np.ndarray:
-    """(k,) int64: those of rows (n,) of STATISTICS whose altered copies can be recognized: neither small nor flat."""
-    short = np.minimum(rows["height"], rows["width"])
-    return np.flatnonzero((short >= MIN_SIDE) & (rows["high"] - rows["low"] >= FLAT))
-
-
 @dataclass(frozen=True, eq=False)
 class RunHashes:
     """The hashes of the images of a run that trained or chose its model."""
@@ -82,20 +80,24 @@ class RunHashes:
     """By split, train and valid."""
     windows: int
     """Windows of each image; 0 where there are too many images, and none is kept."""
+    pixels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By split, (k,) uint64 in ascending order: hashes of the pixels of the images that have no such hash."""
 
     @classmethod
     def of(cls, rows: np.ndarray, splits: np.ndarray) -> RunHashes:
         """From rows (n,) of STATISTICS and the split (n,) of each image, as many windows as fit the budget."""
-        chosen = {split: (kept := np.flatnonzero(splits == split))[hashable(rows[kept])] for split in SPLITS[:2]}
+        chosen = {split: np.flatnonzero((splits == split) & hashable(rows)) for split in SPLITS[:2]}
+        pixels = {s: np.unique(rows["pixels"][(splits == s) & (rows["pixels"] != UNKNOWN)]) for s in SPLITS[:2]}
         n = sum(map(len, chosen.values()))
         windows = next((k for k in (len(WINDOWS), 1) if n * (16 * k + 2) <= BUDGET), 0)
         hashes = {split: PerceptualHashes.of(rows[kept], windows) for split, kept in chosen.items()} if windows else {}
-        return cls(hashes, windows)
+        return cls(hashes, windows, pixels if 6 * sum(map(len, pixels.values())) <= BUDGET else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `perceptual` in the `data` of a model file."""
         texts = {split: hashes.to_text() for split, hashes in self.splits.items()}
-        return {"hash": HASH, "windows": self.windows} | texts
+        pixels = {split: hashes_to_text(hashes) for split, hashes in self.pixels.items() if len(hashes)}
+        return {"hash": HASH, "windows": self.windows} | texts | ({"pixels": pixels} if pixels else {})
 
     @classmethod
     def from_dict(cls, values: Any, path: Path) -> RunHashes | None:
@@ -107,15 +109,22 @@ class RunHashes:
             if not isinstance(windows, int) or not 0 <= windows <= len(WINDOWS):
                 raise ValueError(f"{windows!r} windows")
             splits = {s: PerceptualHashes.from_text(values[s], windows) for s in SPLITS[:2] if windows}
+            texts = dict(values.get("pixels", {}))
+            pixels = {s: hashes_from_text(texts[s]) for s in SPLITS[:2] if s in texts}
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise UserError(f"{path}: its perceptual hashes are damaged ({error}); get a fresh copy") from None
-        return cls(splits, windows)
+        return cls(splits, windows, pixels)
 
-    def copies(self, rows: np.ndarray, split: str) -> np.ndarray:
-        """(n,) bool: of rows (n,) of STATISTICS, the images that look like a copy of one in a split before `split`."""
+    def copies(self, rows: np.ndarray, split: str, contents: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """(n,) bool: of rows (n,) of STATISTICS, the images that look like a copy of one in a split before `split`.
+
+        `contents` has more hashes by split, (k,) uint64: those of a run whose source held arrays are of pixels.
+        """
         found = np.zeros(len(rows), bool)
-        samples = hashable(rows)
+        samples = np.flatnonzero(hashable(rows))
         for earlier in SPLITS[: SPLITS.index(split)]:
+            known = [hashes[earlier] for hashes in (self.pixels, contents or {}) if earlier in hashes]
+            found |= np.isin(rows["pixels"], np.concatenate([*known, NONE])) & (rows["pixels"] != UNKNOWN)
             if earlier in self.splits and len(samples):
                 found[samples] |= _like_any(self.splits[earlier], rows[samples])
         return found
@@ -144,9 +153,13 @@ def _close(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.nd
     return query[near], entry[near]
 
 
-def _statistics(images: LabeledImages, which: np.ndarray) -> np.ndarray:
-    """(k,) STATISTICS of some of the measured images, each decoded once and then cached."""
-    return compute_statistics(images.table.select(images.indices[which]), cache=default_cache()).rows
+def statistics_of_table(table: Table) -> np.ndarray:
+    """(n,) STATISTICS of images, each decoded once and then cached; of small arrays only the hash of the pixels."""
+    if table.images is None or min(table.images.shape[1:3]) >= MIN_SIDE:
+        return compute_statistics(table, cache=default_cache()).rows
+    rows = np.zeros(len(table), STATISTICS)
+    rows["pixels"] = [pixel_hash(image) for image in table.images]
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,19 +173,27 @@ class AlteredCopies:
 
     @classmethod
     def among(cls, images: LabeledImages, about: ModelFile, path: Path) -> AlteredCopies:
-        """Search among those that are not images of the run itself, which their content tells."""
+        """Search among those that did not train the model, which their content tells."""
         found = np.zeros(len(images.labels), bool)
-        new = np.flatnonzero(images.of_run == "")
-        if images.split == "train" or not images.recognized_by or images.table.paths is None or not len(new):
+        if images.split == "train" or not images.recognized_by:
             return cls(found, "")
         known = RunHashes.from_dict(about.data.get("perceptual"), path)
-        if known is not None and known.windows:
-            rows = _statistics(images, new)
-            found[new] = known.copies(rows, images.split if images.split in SPLITS else "test")
-            return cls(found, "")
+        membership = Membership.from_dict(about.data.get("contents"), path)
+        measured = images.table.select(images.indices)
+        if known is not None or about.data.get("kind") in ARRAYS:
+            rows, hashes = statistics_of_table(measured), known or RunHashes({}, 0)
+            # Validation images of the run look like themselves; only training images count as earlier than they.
+            for part in np.unique(images.of_run):
+                rank = part if part in SPLITS[1:] else images.split if images.split in SPLITS else "test"
+                which = np.flatnonzero((images.of_run == part) & (part != "train"))
+                found[which] = hashes.copies(rows[which], rank, {} if membership is None else membership.hashes)
+            if hashes.windows or not hashable(rows).any():
+                return cls(found, "")
         # The note needs one image of which copies could be recognized, so most are not decoded for it.
-        parts = (new[start : start + LOOKED_AT] for start in range(0, len(new), LOOKED_AT))
-        if not any(len(hashable(_statistics(images, part))) for part in parts):
+        parts = (
+            np.arange(start, min(start + LOOKED_AT, len(measured))) for start in range(0, len(measured), LOOKED_AT)
+        )
+        if not any(hashable(statistics_of_table(measured.select(part))).any() for part in parts):
             return cls(found, "")
         why = "has no perceptual hashes of" if known is None else "has too many images of training to hold hashes of"
         note = (

@@ -28,7 +28,7 @@ from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding, Progress, in_order
 from linnaeus.stores.pixels import lookup
 
-VERSION = 4
+VERSION = 5
 CHUNK = 4096  # rows in memory at once, 5 MB
 ROWS, FAILED = "looks.npy", "failed.json"
 

@@ -35,6 +35,11 @@ class ShardMembers:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def local(self) -> bool:
+        """Whether all shards lie on this machine."""
+        return not any(map(is_address, self.places))
+
     def key(self, i: int) -> bytes:
         """What image i is known again by: changes when the image may have."""
         crc = int(self.crc32[i])

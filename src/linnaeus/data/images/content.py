@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import stat
 
@@ -14,6 +15,26 @@ HASH = "sha256/48"
 """The first 48 bits of SHA-256. An image that is not among a million others matches one of them with p = 4e-9."""
 UNKNOWN = 0
 """The hash of an image that cannot be read."""
+
+
+def hashes_to_text(hashes: np.ndarray) -> str:
+    """Content hashes (k,) uint64 for a model file: 48 bits each, in base64."""
+    return base64.b64encode(hashes.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()).decode()
+
+
+def hashes_from_text(text: str) -> np.ndarray:
+    """The inverse, (k,) uint64 in ascending order. Raises ValueError or TypeError for anything else."""
+    raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8).reshape(-1, 6)
+    wide = np.zeros((len(raw), 8), np.uint8)
+    wide[:, 2:] = raw
+    return np.sort(wide.reshape(-1).view(">u8").astype(np.uint64))
+
+
+def pixel_hash(pixels: np.ndarray) -> int:
+    """The content hash of decoded pixels (h, w[, C]) uint8 as an array: of gray pixels with one channel."""
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, 0]
+    return content_hash(pixels)
 
 
 def content_hash(source: str | bytes | np.ndarray) -> int:

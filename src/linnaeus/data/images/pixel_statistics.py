@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from linnaeus.data.images.content import UNKNOWN, pixel_hash
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
-from linnaeus.data.images.hashing import ORIENTATIONS, WINDOWS, difference_hashes
+from linnaeus.data.images.hashing import FLAT, MIN_SIDE, ORIENTATIONS, WINDOWS, difference_hashes
 from linnaeus.data.images.resize import Upright, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
@@ -27,6 +28,7 @@ STATISTICS = np.dtype(
         ("width", "<i4"),
         ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
+        ("pixels", "<u8"),  # content hash of the pixels, if the image is too small or flat for the hashes below; else 0
         ("windows", "<u8", (len(WINDOWS), 2)),  # difference hashes, by columns and by rows
         ("turned", "<u8", (ORIENTATIONS, 2)),  # those of the whole image, mirrored and turned
         ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
@@ -79,7 +81,14 @@ def statistics_of(upright: Upright) -> np.ndarray:
     row["windows"], row["turned"] = difference_hashes(gray)
     row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     row["low"], row["high"] = _extremes(row["gray"].reshape(-1, 1))
+    row["pixels"] = UNKNOWN if hashable(row) else pixel_hash(pixels)
     return row
+
+
+def hashable(rows: np.ndarray) -> np.ndarray:
+    """Whether altered copies can be recognized of each of rows (...) of STATISTICS: images neither small nor flat."""
+    short = np.minimum(rows["height"], rows["width"])
+    return (short >= MIN_SIDE) & (rows["high"] - rows["low"] >= FLAT)
 
 
 def same_tint(one: np.ndarray, two: np.ndarray) -> np.ndarray:

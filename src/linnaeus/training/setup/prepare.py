@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from linnaeus.cache import default_cache
+from linnaeus.check.data_check import comparable
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.images.bitdepth import used_bits
@@ -121,7 +122,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     network, preprocessing = _build_network(request, recipe, table, engine, console)
     # Opened only now, so that none of the errors above leaves a folder behind.
     folder = workspace.folder = engine.broadcast(lambda: workspace.open(request, recipe, table, identity))
-    statistics = StatisticsBuilder(table, default_cache()) if engine.is_main and table.paths is not None else None
+    statistics = StatisticsBuilder(table, default_cache()) if engine.is_main and comparable(table) else None
     samples, unreadable, contents = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console, statistics)
     )
