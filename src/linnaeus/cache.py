@@ -128,9 +128,8 @@ class Cache:
         for file in sorted(partial.iterdir()):
             if file.name != HEADER:
                 sync(file)
-                checksum = (crc32 or {}).get(file.name)
-                if checksum is None:
-                    checksum = crc32_of(file)
+                known = crc32 or {}
+                checksum = known[file.name] if file.name in known else crc32_of(file)
                 status = file.stat()
                 files[file.name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "crc32": checksum}
                 _seen.add(_state(status))  # nothing to compare with: it was written just now
@@ -159,9 +158,7 @@ class Cache:
             raise OverBudgetError(f"{fixed + needed:,} bytes exceed the cache's budget of {self.budget:,}")
         if self._free() + used - fixed < needed + _RESERVE:
             raise self._disk_is_full(needed)  # before entries are evicted in vain
-        # Left behind where another process still had files open.
-        for trash in self.root.glob(f"{_TRASH}*"):
-            shutil.rmtree(trash, ignore_errors=True)
+        self.remove_trash()
         for entry in sorted(entries, key=lambda entry: entry.used):
             if used + needed <= self.budget and self._free() >= needed + _RESERVE:
                 return
@@ -181,33 +178,35 @@ class Cache:
                 continue
             unfinished = path.name.endswith(_PARTIAL)
             header = None if unfinished else _read_header(path)
-            try:
+            with suppress(OSError):  # removed meanwhile
                 used = (path if header is None else path / HEADER).stat().st_mtime
-            except OSError:
-                continue  # removed meanwhile
-            entries.append(Entry(name, path, _size(path), used, {} if header is None else header["about"], unfinished))
+                entries.append(Entry(name, path, _size(path), used, (header or {}).get("about", {}), unfinished))
         return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
         """Remove all entries except those that are being built. Returns the bytes freed."""
         freed = sum(entry.bytes for entry in self.entries() if self.remove(entry))
-        for trash in self.root.glob(f"{_TRASH}*"):
-            shutil.rmtree(trash, ignore_errors=True)
+        self.remove_trash()
         return freed
+
+    def remove_trash(self) -> list[Path]:
+        """Delete entries that were removed while a process died or had their files open. Returns those that stay."""
+        trash = list(self.root.glob(f"{_TRASH}*"))
+        for path in trash:
+            shutil.rmtree(path, ignore_errors=True)
+        return [path for path in trash if path.exists()]
 
     def remove(self, entry: Entry) -> bool:
         """Remove an entry, unless a process is building it. A process that has it open keeps its data (POSIX)."""
-        try:
+        with suppress(OSError):
             lock = self._acquire(entry.name, wait=False)
-            if lock is None:
-                return False
-            try:
-                self._remove(entry.path)
-                return not entry.path.exists()
-            finally:
-                lock.release()
-        except OSError:
-            return False
+            if lock is not None:
+                try:
+                    self._remove(entry.path)
+                    return not entry.path.exists()
+                finally:
+                    lock.release()
+        return False
 
     def _remove(self, path: Path) -> None:
         """Rename, then delete, so that no other process sees half an entry."""

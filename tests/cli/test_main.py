@@ -448,7 +448,7 @@ def test_ctrl_c_outside_of_training_prints_one_word(here: Path, say, monkeypatch
 
     monkeypatch.setattr("linnaeus.inference.classifier.load", interrupt)
     said = say("predict", "m.safetensors", "pics")
-    assert (said.status, said.err.strip()) == (1, "stopped")
+    assert (said.status, said.err.strip()) == (130, "stopped")
 
 
 def test_the_calibration_of_a_run_is_kept_and_compared(here: Path, say):

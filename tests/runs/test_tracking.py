@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,18 @@ class Unreachable(Recording):
         raise ConnectionError("Max retries exceeded\nwith url: /api")
 
 
+class Exiting(Recording):
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        raise SystemExit("not logged in")
+
+
+class Silent(Recording):
+    """Waits forever for its server."""
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        threading.Event().wait()
+
+
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
     monkeypatch.setattr(Recording, "opened", [])
@@ -96,6 +109,39 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
     assert warnings == ["warning: --track trackio: Max retries exceeded; the run continues without it"]
     assert [step for step, _ in recording[1].values] == [1, 2, 2]
     assert recording[1].status == "KILLED"
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(Silent, "no answer within 0.2 seconds"), (Exiting, "not logged in")])
+def test_a_tracker_that_hangs_or_exits_is_left_out_too(
+    kind: type[Recording],
+    reason: str,
+    tmp_path: Path,
+    recording: list[Recording],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setitem(trackers.OPENERS, "trackio", kind)
+    monkeypatch.setattr("linnaeus.runs.tracking.PATIENCE", 0.2)
+    with open_tracking(["trackio", "mlflow"], RunFolder(tmp_path), RECIPE, Console()) as tracking:
+        tracking.add_epoch(row(1), 1)
+        tracking.finish({"valid": VALID}, interrupted=False)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "trackio" in line]
+    assert warnings == [f"warning: --track trackio: {reason}; the run continues without it"]
+    assert recording[1].status == "FINISHED"
+
+
+def test_a_tracker_that_never_opens_is_one_line_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(trackers.OPENERS, "mlflow", lambda run: threading.Event().wait())
+    monkeypatch.setattr("linnaeus.runs.tracking.PATIENCE", 0.2)
+    with pytest.raises(UserError, match=r"--track mlflow: no answer within 0\.2 seconds; MLFLOW_TRACKING_URI"):
+        open_tracking(["mlflow"], RunFolder(tmp_path), RECIPE, Console(silent=True))
+
+
+def test_damaged_names_of_a_run_begin_it_again(tmp_path: Path, recording: list[Recording]):
+    (tmp_path / "tracking.json").write_text('{"mlflow": "ru')
+    with open_tracking(["mlflow"], RunFolder(tmp_path), RECIPE, Console(silent=True)):
+        pass
+    assert json.loads((tmp_path / "tracking.json").read_text()) == {"mlflow": "run-1"}
 
 
 def test_a_resumed_run_continues_under_its_name(tmp_path: Path, recording: list[Recording]):

@@ -155,7 +155,10 @@ def build(classes, channels):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_requests_in_progress_are_answered_before_shutdown(tmp_path: Path, number: signal.Signals):
     (tmp_path / "slow.py").write_text(SLOW)
     code = f"{tmp_path / 'slow.py'}:build"

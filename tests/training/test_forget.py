@@ -13,7 +13,7 @@ import pytest
 from test_change_classes import HEAD, VIEWS, contents, make_run
 from tiny import write_label_sets, write_recipe
 
-from linnaeus.cache import default_cache
+from linnaeus.cache import Cache, default_cache
 from linnaeus.export.model_card import model_card
 from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import read_header
@@ -124,6 +124,50 @@ def test_images_that_are_deleted_already(say, tmp_path: Path, monkeypatch: pytes
     assert said.status == 0, said.err
     assert len(pixels - {entry.name for entry in default_cache().entries()}) >= 1
     assert_identical(tmp_path / "new", train_without(run, set(gone), tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("removed", [1, 2, 4])
+def test_a_command_that_is_killed_while_it_empties_the_cache_is_completed_by_the_next(
+    say, tmp_path: Path, removed: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The images are deleted already, so that only the records of the cache tell which rows were theirs."""
+    run, calls, cache = make_run(tmp_path), 0, default_cache()
+    # One of each split, so that every store holds one.
+    gone = list({row["split"]: row["path"] for row in rows(run) if row["label"] == "0"}.values())
+    stale = {entry.name for entry in cache.entries() if entry.name.startswith(("pixels-", "activations-"))}
+    for name in gone:
+        (run / name).resolve().unlink()
+    (tmp_path / "list").write_text("\n".join(f"0/{Path(name).name}" for name in gone))
+    command = ("forget", run, "--images", tmp_path / "list", "--out", tmp_path / "new")
+    real = Cache._remove
+
+    def kill(self: Cache, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > removed:
+            path.rename(path.with_name(".trash-of-a-killed-process"))  # between the rename and the deletion
+            raise KeyboardInterrupt
+        real(self, path)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Cache, "_remove", kill)
+        say(*command)
+    said = say(*command)
+    assert said.status == 0, said.err
+    assert load(tmp_path / "new").classes == ("0", "1", "2")
+    assert stale.isdisjoint(entry.name for entry in cache.entries())
+    assert list(cache.root.glob(".trash-*")) == []
+
+
+def test_what_the_cache_still_holds_is_an_error(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path)
+    monkeypatch.setattr(Cache, "remove", lambda self, entry: False)
+    said = say("forget", run, "--class", "1", "--out", tmp_path / "new")
+    assert said.status == 1
+    assert "could not be removed, so the cache still holds forgotten images; run the command again" in said.err
+    monkeypatch.undo()
+    assert say("forget", run, "--class", "1", "--out", tmp_path / "new").status == 0
+    assert say("forget", run, "--class", "2", "--out", tmp_path / "new").err.startswith("error: ")
 
 
 def test_copies_with_the_same_content_are_forgotten_too(say, tmp_path: Path):

@@ -263,7 +263,7 @@ def test_a_run_stopped_before_its_first_epoch_is_an_error(idx: Path, tmp_path: P
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
-    """A real signal to a real process: exit status 1, no traceback, and a model that loads."""
+    """A real signal to a real process: exit status 130, no traceback, and a model that loads."""
     idx = write_idx(tmp_path / "idx")
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 100_000})
     command = [sys.executable, "-m", "linnaeus", "train", str(idx), "--recipe", str(recipe)]
@@ -287,7 +287,7 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()  # otherwise a failure would wait for 100,000 epochs
-    assert process.returncode == 1, err
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert times == 1 or err.splitlines()[-1] == "stopped"
     assert linnaeus.load(tmp_path / "run").predict(samples(1)[0][0]).error is None

@@ -34,3 +34,5 @@ def forget(
     result = forget_images(run, Forgotten(images, groups, classes), out=out, device=device, console=console)
     console.say(result.render())
     console.say(f"run       {result.run.path}")
+    if result.purged.left:
+        raise SystemExit(1)

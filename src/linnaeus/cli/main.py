@@ -44,7 +44,7 @@ from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
 from linnaeus.errors import JobError, LostError, UserError
-from linnaeus.training.stop import StopSignals
+from linnaeus.training.stop import StopSignals, Terminated, status_of
 
 if TYPE_CHECKING:
     from linnaeus.training.run import Run
@@ -90,7 +90,7 @@ def cli() -> None:
 
 
 @click.command(
-    epilog="Exit status: 0 completed, 1 failed or stopped by Ctrl-C, 2 invalid input, 143 stopped by SIGTERM."
+    epilog="Exit status: 0 completed, 1 failed, 2 invalid input, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
 )
 @click.argument("source")
 @recipe_option
@@ -172,7 +172,7 @@ def train(
 
 
 def _print_run(run: Run, console: Console) -> None:
-    """Print the best epoch of a run and the files to look at. Exits with status 1 if the run was interrupted."""
+    """Print the best epoch of a run and the files to look at. Exits with status 130 if Ctrl-C ended the run."""
     console.say(f"best      phase {run.best.phase}, epoch {run.best.epoch}, by {run.best.by} on validation")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):
@@ -182,7 +182,7 @@ def _print_run(run: Run, console: Console) -> None:
     if run.interrupted:
         resume = f"linnaeus train {shlex.quote(str(run.path))} --resume"
         console.warn(f"the run was interrupted; the saved model is the best one so far. To resume: {resume}")
-        raise SystemExit(1)
+        raise SystemExit(status_of(signal.SIGINT))
 
 
 @click.command()
@@ -235,7 +235,10 @@ for command in chain(*SECTIONS.values()):
 
 
 def main() -> None:
-    """Run the command line. Invalid input is one line on stderr and exit status 2; a failed job has exit status 1."""
+    """Run the command line. Invalid input is one line on stderr and exit status 2; a failed job has exit status 1.
+
+    A signal removes what the command was about to write, and ends it with the status that a shell expects.
+    """
     prepare_streams()
     if COMPLETE in os.environ:
         from linnaeus.cli.completing import complete_values
@@ -254,7 +257,7 @@ def main() -> None:
 def _run() -> None:
     """Run the command line, with every exception that the user can act on as one line."""
     try:
-        with StopSignals().listening((signal.SIGINT,)):
+        with StopSignals().listening():
             cli(standalone_mode=False)
     except UserError as error:
         if error.told:  # process 0 prints the same message
@@ -269,9 +272,12 @@ def _run() -> None:
         message = other_name(error) or " ".join(error.format_message().split())  # click lists choices one a line
         echo_error(f"error: {message}" + (f" (see {command} --help)" if command else ""))
         raise SystemExit(2) from None
+    except Terminated as stop:
+        echo_error(f"stopped by {signal.Signals(stop.number).name}")
+        raise SystemExit(status_of(stop.number)) from None
     except (click.Abort, KeyboardInterrupt):
         echo_error("stopped")
-        raise SystemExit(1) from None
+        raise SystemExit(status_of(signal.SIGINT)) from None
     except OSError as error:
         from linnaeus.files import explained
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,7 @@ from linnaeus.cli.options import (
     verbosity,
 )
 from linnaeus.text import percent
+from linnaeus.training.stop import status_of
 
 if TYPE_CHECKING:
     from linnaeus.console import Console
@@ -75,7 +77,7 @@ def sweep(
     _print_sweep(result, console)
     if result.interrupted:
         console.warn("the sweep was interrupted; run the same command with this --out to resume it")
-        raise SystemExit(1)
+        raise SystemExit(status_of(signal.SIGINT))
 
 
 def _print_sweep(result: Sweep, console: Console) -> None:

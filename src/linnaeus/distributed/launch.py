@@ -29,6 +29,7 @@ GRACE = 10.0
 more seconds they are killed."""
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Ends a process at once. Windows has no SIGKILL: there SIGTERM does, as `Popen.terminate`."""
+_FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 POLL_INTERVAL = 0.1
 """Seconds between two looks at the processes."""
 SHOWN_LINES = 30
@@ -57,7 +58,9 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
         _signal(children, number)
 
     # The children run in sessions of their own, so that Ctrl-C reaches each exactly once, through this process.
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored, as under nohup, stays ignored.
+    wanted = [number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, forward) for number in wanted}
     try:
         for rank in range(count):
             children.append(_start(rank, arguments, environment))
@@ -153,4 +156,6 @@ def _report_failure(rank: int, children: list[Child], advice: str | None) -> int
         output.seek(0)
         for line in output.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]:
             echo_error(f"process {rank} of {count}: {line}")
+    if status < 0 and advice is None:
+        return 128 - status  # of a process that had not yet begun to handle signals
     return status if status > 0 else 1

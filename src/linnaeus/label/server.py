@@ -8,7 +8,7 @@ from linnaeus.console import Console, counted
 from linnaeus.label.app import LabelServer, make_app
 from linnaeus.serve.access import is_loopback
 from linnaeus.serve.connections import ServerConfig
-from linnaeus.serve.server import BoundServer, ignore_repeated_signals
+from linnaeus.serve.server import BoundServer
 from linnaeus.serve.sharing import address_of
 
 
@@ -28,8 +28,9 @@ class Server(BoundServer):
 
 def serve(label: LabelServer, listener: socket.socket, token: str | None, console: Console) -> None:
     """Serve until SIGINT or SIGTERM, then print what to do with the labels."""
-    ignore_repeated_signals()
-    Server(label, listener, console, token).serve_until_stopped()
+    server = Server(label, listener, console, token)
+    server.handle_signals()
+    server.serve_until_stopped()
     session = label.session
     console.say(f"labels    {session.store.csv} ({counted(len(session.labels), 'image')})")
     for command in label.finish.commands():

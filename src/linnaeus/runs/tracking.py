@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.console import Console
 from linnaeus.errors import UserError, did_you_mean, first_line
-from linnaeus.files import write_text
+from linnaeus.files import read_object, write_text
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import TRACKING
+from linnaeus.runs.patience import Patience
 
 if TYPE_CHECKING:
     from linnaeus.metrics.multilabel import Headline
@@ -27,6 +29,8 @@ WHERE = {
 }
 METRICS = ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_map")
 """Columns of history.csv that are sent, `train_loss` under the name `train/loss`."""
+PATIENCE = 60.0
+"""Seconds until a tracker that does not answer is left out."""
 
 
 def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
@@ -46,9 +50,19 @@ class Tracking:
     As a context, it ends the run in all trackers when an exception leaves it.
     """
 
-    def __init__(self, trackers: Mapping[str, Tracker], console: Console):
-        self.trackers, self.console = dict(trackers), console
+    def __init__(self, console: Console):
+        self.console = console
+        self.trackers: dict[str, Tracker] = {}
+        self.threads: dict[str, Patience] = {}
+        """One for each tracker, because any of them may stop answering."""
         self.epochs = 0
+
+    def open(self, name: str, make: Callable[[], Tracker]) -> Tracker:
+        """Begin the run in a tracker. Raises what `make` raises, or TimeoutError."""
+        self.threads[name] = Patience(PATIENCE)
+        tracker: Tracker = self.threads[name].call(make)
+        self.trackers[name] = tracker
+        return tracker
 
     def __enter__(self) -> Tracking:
         return self
@@ -84,8 +98,8 @@ class Tracking:
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
-                act(tracker)
-            except Exception as error:
+                self.threads[name].call(partial(act, tracker))
+            except (Exception, SystemExit) as error:  # some libraries exit where they cannot log in
                 del self.trackers[name]
                 self.console.warn(f"--track {name}: {first_line(error)}; the run continues without it")
 
@@ -97,18 +111,18 @@ def open_tracking(names: Iterable[str], folder: RunFolder, recipe: Mapping[str, 
     """
     from linnaeus.runs.trackers import OPENERS, TrackedRun, parameters
 
-    file, tracking = folder.path / TRACKING, Tracking({}, console)
+    file, tracking = folder.path / TRACKING, Tracking(console)
     tracking.epochs = len(folder.rows)
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_object(file)
     for name in names:
         resumed = tracking.epochs if folder.resumed else None
         try:
-            tracker = OPENERS[name](TrackedRun(folder.path, parameters(recipe), resumed, known.get(name)))
-        except Exception as error:
+            run = TrackedRun(folder.path, parameters(recipe), resumed, known.get(name))
+            tracker = tracking.open(name, partial(OPENERS[name], run))
+        except (Exception, SystemExit) as error:
             # Trackers that were opened before must be closed, or their servers show the run as active.
             tracking.__exit__(type(error))
             raise UserError(f"--track {name}: {first_line(error)}; {WHERE[name]}") from None
-        tracking.trackers[name] = tracker
         # Stored at once: after a crash the run is continued in the tracker, not begun again.
         if tracker.identifier is not None:
             known[name] = tracker.identifier

@@ -36,10 +36,22 @@ class BoundServer(uvicorn.Server):
         super().__init__(config)
 
     def serve_until_stopped(self) -> None:
-        """Serve until SIGINT, SIGTERM or `should_exit`. Raises JobError if the server does not start."""
+        """Serve until SIGINT, SIGTERM, SIGHUP or `should_exit`. Raises JobError if the server does not start."""
         self.run([self.listener])
         if not self.started:
             raise JobError("the server could not start; see the messages above")
+
+    def handle_signals(self) -> None:
+        """Stop by SIGHUP as by SIGINT and SIGTERM, which uvicorn handles, and make both harmless afterwards.
+
+        For the main thread.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn raises the signal again after shutdown, which would turn a regular stop into a failure.
+            signal.signal(number, lambda *_: None)
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
+            signal.signal(hangup, self.handle_exit)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -50,12 +62,6 @@ class BoundServer(uvicorn.Server):
     def announce(self) -> None:
         """Print where the server can be reached."""
         raise NotImplementedError
-
-
-def ignore_repeated_signals() -> None:
-    """After shutdown, uvicorn raises the signal again, which would turn a regular stop into a failure."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
 
 
 class Server(BoundServer):
@@ -105,10 +111,10 @@ def serve(
     for logger in ("uvicorn.error", "asyncio"):
         logging.getLogger(logger).addFilter(OneTraceback())
     _raise_file_limit(service.limits.connections + OTHER_FILES)
-    ignore_repeated_signals()
     with load_gallery(service, like, console):
         gc.collect()
         gc.freeze()  # a full collection would look at all objects of torch, for 0.15 s in which nobody is served
+        server.handle_signals()
         server.serve_until_stopped()
 
 

@@ -33,7 +33,7 @@ class Purged:
     entries: int = 0
     """Entries that were computed from the images, or record them, and are removed as a whole."""
     left: list[Path] = field(default_factory=list)
-    """Entries that another process holds, so that they could not be removed."""
+    """Entries that could not be removed, because another process holds them or the disk refuses."""
 
     def remove(self, cache: Cache, entry: Entry) -> None:
         """Remove an entry, and count it."""
@@ -63,7 +63,8 @@ def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
     Signature 0 stands for no image. Entries that only record signatures are removed, and so are unfinished ones.
     """
     purged, wanted = Purged(), signatures[signatures != 0]
-    for entry in cache.entries():
+    # Records last: after a kill the next start finds the rows of deleted files by them.
+    for entry in sorted(cache.entries(), key=lambda entry: entry.name.startswith(OTHERS)):
         # What an interrupted build holds is not indexed.
         if entry.unfinished:
             if entry.name.startswith((PIXELS, ARCHIVES, *DERIVED)):
@@ -95,6 +96,7 @@ def purge_derived(cache: Cache, purged: Purged) -> None:
         known = IMAGES in entry.about and present.issuperset(entry.about[IMAGES])
         if entry.name.startswith(DERIVED) and not known:
             purged.remove(cache, entry)
+    purged.left += cache.remove_trash()
 
 
 def _signatures(entry: Entry) -> np.ndarray:

@@ -175,9 +175,7 @@ class _Worker:
                 raise
             except StoppedError as error:
                 claimed.release()
-                raise StoppedError(
-                    f"stopped by SIGTERM; the same command with --out {self.folder.path} continues"
-                ) from error
+                raise StoppedError(error.number, f"the same command with --out {self.folder.path} continues") from error
             except KeyboardInterrupt:
                 claimed.release()  # still marked as running, so the next process repeats it
                 self.console.parent.say(f"stopped in trial {claimed.number}; the next start repeats it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def train(
     activations of images that are in both are reused.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
-    its subclasses are StoppedError after SIGTERM and LostError if another process has ended.
+    its subclasses are StoppedError after SIGTERM or SIGHUP and LostError if another process has ended.
     """
     if hasattr(source, "itertuples"):  # a DataFrame, without importing pandas
         groups = (settings or {}).get("data.split.groups")
@@ -166,12 +167,13 @@ def _run_phases(
     interrupted = False
     try:
         phases.run(checkpoint)
-    except Terminated:  # SIGTERM leaves no time for the final evaluation
+    except Terminated:  # these signals leave no time for the final evaluation
         raise
     except KeyboardInterrupt:
         session.stop.raised = None
         if phases.best.figures is None:
-            raise JobError(f"stopped before the end of the first epoch; {session.workspace.advice()}") from None
+            advice = f"before the end of the first epoch; {session.workspace.advice()}"
+            raise StoppedError(signal.SIGINT, advice) from None
         interrupted = True
         console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
     except JobError as error:
@@ -243,7 +245,7 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
     except BaseException as error:
         workspace.abandon()
         if isinstance(error, Terminated):
-            raise StoppedError(f"stopped by SIGTERM; {workspace.advice()}") from None
+            raise StoppedError(error.number, workspace.advice()) from None
         if isinstance(error, OSError):
             raise DiskError(f"{explained(error)}; {workspace.advice()}") from error
         # The CPU allocator raises a plain RuntimeError.

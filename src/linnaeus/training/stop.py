@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while training, a run stops between two steps and writes a checkpoint; otherwise at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: training stops between two steps and writes a checkpoint, other commands stop at once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,31 @@ from types import FrameType
 
 from linnaeus.errors import JobError
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C; what batch systems send some seconds before they kill a process; what a terminal sends when it is closed."""
+
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which batch systems send some seconds before they kill a process."""
+    """SIGTERM or SIGHUP."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.number = number
 
 
 class StoppedError(JobError):
-    """The run was stopped by SIGTERM. Exit status 128 + 15, as of a process that SIGTERM ended."""
+    """The run was stopped by a signal. The exit status is that of a process that the signal ended."""
 
-    status = 143
+    def __init__(self, number: int, advice: str):
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"stopped by {name}; {advice}")
+        self.number = number
+        self.status = status_of(number)
+
+
+def status_of(number: int) -> int:
+    """The exit status that a shell shows for a process that signal `number` ended: 130, 143 or 129."""
+    return 128 + number
 
 
 class StopSignals:
@@ -33,8 +49,8 @@ class StopSignals:
         """Number of the signal that was raised as an exception and has not been handled."""
 
     @contextmanager
-    def listening(self, numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[None]:
-        """Handle Ctrl-C and SIGTERM in this block.
+    def listening(self) -> Iterator[None]:
+        """Handle these signals in this block.
 
         Only the main thread can, and handlers that the calling program has installed stay.
 
@@ -44,7 +60,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: signal.getsignal(number) for number in STOPPING}
         # A program that handles the signal itself keeps its handler.
         unhandled = [number for number, old in before.items() if _is_default(old)]
         for number in unhandled:
@@ -83,7 +99,7 @@ class StopSignals:
 
 
 def _exception(number: int) -> KeyboardInterrupt:
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 def _is_default(handler: object) -> bool:

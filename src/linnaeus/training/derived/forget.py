@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import images_of_weights
+from linnaeus.modelfile.safetensors import MODEL, read_header
 from linnaeus.runs.changes import RunChanges
+from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import read_csv
 from linnaeus.stores.decoding import signature_of_file
@@ -65,13 +68,25 @@ def forget(
     place = Path(out) if out is not None else old.free_folder("forget")
     after = _without(old, gone, place)
     changes = _changes(old, named, gone, contents)
+    done = _finished(place, (*old.forgotten, *changes.forgotten))
     earlier, purged = _purged_images(old, after, gone, contents, changes)
-    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    run = done or train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
     # Only after the new run exists: a failure must not cost the stores.
     purge_derived(default_cache(), purged)
     for left in purged.left:
-        console.warn(f"{left}: another process uses it, so it still holds forgotten images; run the command again")
+        console.warn(f"{left}: could not be removed, so the cache still holds forgotten images; run the command again")
     return ForgetfulRun(run, changes, purged)
+
+
+def _finished(place: Path, forgotten: tuple[dict[str, Any], ...]) -> Run | None:
+    """The run of this very command in `place`, which was killed before it had emptied the cache.
+
+    Raises UserError if `place` holds anything else.
+    """
+    if RunFolder(place).finished() and read_header(place / MODEL).data.get("forgotten") == list(forgotten):
+        return Run.read(place)
+    RunFolder.check(place)
+    return None
 
 
 def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
