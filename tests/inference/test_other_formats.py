@@ -115,3 +115,28 @@ def test_test_images_of_the_run_that_are_altered_copies(tmp_path: Path, say):
     run = run_on(tmp_path, tmp_path / "all")
     figures, _ = evaluated(say, tmp_path, run, tmp_path / "all" / "test")
     assert (figures["n"], figures["without_leaks"]["n"]) == (12, 6)
+
+
+def test_altered_copies_and_classes_among_images_of_none_of_the_classes(tmp_path: Path, say):
+    """Of the run, of the evaluated source, and a folder that is named like a class."""
+    source = write_scenes(tmp_path / "old")
+    run = run_on(tmp_path, source)
+    test, far = write_scenes(tmp_path / "test", seed=5), tmp_path / "far" / "stones"
+    far.mkdir(parents=True)
+    for k, place in enumerate((source, test)):
+        for i, path in enumerate(sorted(place.glob("*/*.jpg"))[:3]):
+            with Image.open(path) as image:
+                image.rotate(90, expand=True).save(far / f"{k} {i}.jpg", quality=70)
+    said = say("evaluate", run, test, "--outside", tmp_path / "far", "--device", "cpu")
+    assert said.status == 2
+    assert "all of its 6 images are images of the run or of the evaluated source, or altered copies" in said.err
+    for i in range(4):
+        scene(700 + i).save(far / f"new {i}.jpg")
+    said = say("evaluate", run, test, "--outside", tmp_path / "far", "--device", "cpu")
+    assert said.status == 0, said.err
+    assert "6 of 10 images are images of the run or of the evaluated source, or altered copies of them" in said.err
+    assert "4 images of none of the classes, against 12 known ones" in said.out
+    assert "name of a class" not in said.err
+    write_scenes(tmp_path / "far", ("Oaks",), each=2, seed=8)
+    said = say("evaluate", run, test, "--outside", tmp_path / "far", "--device", "cpu")
+    assert "folder 'Oaks' has the name of a class of the model" in said.err

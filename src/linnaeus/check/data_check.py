@@ -22,12 +22,11 @@ from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.images.hashing import MIN_SIDE
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
+from linnaeus.inference.perceptual import comparable
 from linnaeus.models.weights.pretrained import SUGGESTED
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 from linnaeus.stores.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
-
-MOST_IN_SHARDS = 100_000  # images that are decoded once more to find copies: minutes, where an epoch takes as long
 
 
 @dataclass(frozen=True)
@@ -125,12 +124,6 @@ def near_duplicates(table: Table, *, console: Console | None = None) -> Duplicat
     """
     with (console or Console(quiet=True)).progress("reading images") as advance:
         return find_duplicates(compute_statistics(table, cache=default_cache(), progress=advance))
-
-
-def comparable(table: Table) -> bool:
-    """Whether images are compared by their pixels: files, also in shards on this machine unless there are very many."""
-    members = table.members
-    return table.images is None and (members is None or (members.local and len(members) <= MOST_IN_SHARDS))
 
 
 def copies(table: Table, *, console: Console | None = None) -> np.ndarray:

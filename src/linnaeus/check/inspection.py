@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.check.data_check import check_table, comparable, copies, leaks, near_duplicates
+from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
 from linnaeus.check.duplicates import COPY, EXACT, connected
 from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
-from linnaeus.inference.perceptual import RunHashes
+from linnaeus.inference.perceptual import RunHashes, comparable
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.stores.image_statistics import StatisticsBuilder

@@ -11,13 +11,16 @@ import numpy as np
 
 from linnaeus.cache import default_cache
 from linnaeus.console import Console, counted
-from linnaeus.data.class_names import natural_key
+from linnaeus.data.class_names import listed, natural_key
+from linnaeus.data.display_names import match
 from linnaeus.data.readers.folder import loose_images
+from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
 from linnaeus.inference.membership import Membership, held_in
+from linnaeus.inference.perceptual import RunHashes, comparable, statistics_of_table
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
@@ -194,9 +197,9 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
     known = evaluation.answers
     assert known is not None, "only models for one label per image have a detector"
     scores = ImageScores(known.distances, known.confidence)
-    contents = _contents_of_classes(evaluation)
+    of_class = ImagesOfClasses.of(evaluation)
     return [
-        Outside.of(folder, thresholds, scores, *_scores_of_files(classifier, folder, contents, console))
+        Outside.of(folder, thresholds, scores, *_scores_of_files(classifier, folder, of_class, console))
         for folder in folders
     ]
 
@@ -215,38 +218,68 @@ def near_line(classifier: Classifier) -> str:
     )
 
 
-def _contents_of_classes(evaluation: Evaluation) -> np.ndarray:
-    """(k,) uint64: the content hashes of the images of the run and of the source, all of which have a class."""
-    about, table = evaluation.classifier.about, evaluation.images.table
-    of_source = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
-    of_run = Membership.from_dict(about.data.get("contents"), evaluation.classifier.path)
-    return np.concatenate([of_source, *(of_run.hashes.values() if of_run is not None else ())])
+@dataclass(frozen=True, eq=False)
+class ImagesOfClasses:
+    """The images of the run and of the evaluated source, all of which have a class."""
+
+    contents: np.ndarray
+    """(k,) uint64: the content hashes of both."""
+    looks: tuple[RunHashes, ...]
+    """What altered copies of them are recognized by."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> ImagesOfClasses:
+        about, path, table = evaluation.classifier.about, evaluation.classifier.path, evaluation.images.table
+        of_source = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
+        of_run = Membership.from_dict(about.data.get("contents"), path)
+        looks = RunHashes.from_dict(about.data.get("perceptual"), path)
+        here = RunHashes.of(statistics_of_table(table), np.full(len(table), "train")) if comparable(table) else None
+        contents = np.concatenate([of_source, *(of_run.hashes.values() if of_run is not None else ())])
+        return cls(contents, tuple(known for known in (looks, here) if known is not None))
+
+    def among(self, table: Table) -> np.ndarray:
+        """(n,) bool: the images of a table that are among them, or look like altered copies of them."""
+        found = held_in(self.contents, table)
+        rows = statistics_of_table(table)
+        for known in self.looks:
+            found |= known.copies(rows, "test", {"train": self.contents})
+        return found
 
 
-def _outside_paths(folder: str, contents: np.ndarray, console: Console) -> list[str]:
-    """The images below `folder`, except those with one of the `contents` (k,). Raises UserError if none is left."""
+def _outside_paths(folder: str, of_class: ImagesOfClasses, console: Console) -> list[str]:
+    """The images below `folder`, except those `of_class`. Raises UserError if none is left."""
     table = loose_images(folder, expand([folder]))
-    of_class = held_in(contents, table)
-    if of_class.all():
+    known = of_class.among(table)
+    if known.all():
         raise UserError(
             f"--outside {folder}: all of its {counted(len(table), 'image')} are images of the run or of the evaluated "
-            "source, so they have a class; give a folder of images of none of the classes"
+            "source, or altered copies of them, so they have a class; give a folder of images of none of the classes"
         )
-    if n := int(of_class.sum()):
+    if n := int(known.sum()):
         console.warn(
             f"--outside {folder}: {n:,} of {counted(len(table), 'image')} are images of the run or of the evaluated "
-            "source, so they have a class; left out"
+            "source, or altered copies of them, so they have a class; left out"
         )
     assert table.paths is not None
-    return [path for path, left_out in zip(table.paths, of_class.tolist(), strict=True) if not left_out]
+    return [path for path, left_out in zip(table.paths, known.tolist(), strict=True) if not left_out]
+
+
+def _warn_of_classes(classifier: Classifier, folder: str, kinds: Iterable[str], console: Console) -> None:
+    """Warn of folders that are named like classes of the model: their images would not be unknown."""
+    matches = match(dict.fromkeys(kinds), (*classifier.classes, *classifier.names))
+    if matches:
+        console.warn(
+            f"--outside {folder}: folder {listed([*matches])} has the name of a class of the model; if its images are "
+            "of this class, they are known, and the figures count the right answer as a mistake: leave it out"
+        )
 
 
 def _scores_of_files(
-    classifier: Classifier, folder: str, contents: np.ndarray, console: Console
+    classifier: Classifier, folder: str, of_class: ImagesOfClasses, console: Console
 ) -> tuple[ImageScores, list[str]]:
     """The scores of the readable images below `folder`, and the name of the folder that each lies in."""
     distances, probabilities, kinds = list[float](), list[float](), list[str]()
-    for prediction in classifier.stream(_outside_paths(folder, contents, console)):
+    for prediction in classifier.stream(_outside_paths(folder, of_class, console)):
         if prediction.error is not None:
             console.warn(f"{prediction.path}: {prediction.error}; left out")
             continue
@@ -259,4 +292,5 @@ def _scores_of_files(
         console.warn(f"{folder}: {line}")
     if not probabilities:
         raise UserError(f"--outside {folder}: no image can be read; give a folder of images of none of the classes")
+    _warn_of_classes(classifier, folder, kinds, console)
     return ImageScores(np.array(distances) if distances else None, np.array(probabilities)), kinds

@@ -33,6 +33,7 @@ from linnaeus.stores.image_statistics import compute_statistics
 HASH = "difference/128"
 BUDGET = 2_000_000  # bytes of all hashes, as of the references for unknown images
 ARRAYS = ("cifar", "idx", "digits")  # kinds of sources of which the content hashes are those of the pixels
+MOST_IN_SHARDS = 100_000  # images that are decoded once more to find copies: minutes, where an epoch takes as long
 LOOKED_AT = 64  # images at a time, of a model without hashes
 RADIUS = 10
 """Largest distance of a copy, of 128 bits. Of 150 copies of each of 11 kinds, all are within it; of 1,330 flowers, four
@@ -151,6 +152,12 @@ def _close(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.nd
     query, entry = (np.concatenate(parts) for parts in zip(*halves, strict=True))
     near = np.bitwise_count(queries[query] ^ database[entry]).sum(1) <= RADIUS
     return query[near], entry[near]
+
+
+def comparable(table: Table) -> bool:
+    """Whether images are compared by their pixels: files, also in shards on this machine unless there are very many."""
+    members = table.members
+    return table.images is None and (members is None or (members.local and len(members) <= MOST_IN_SHARDS))
 
 
 def statistics_of_table(table: Table) -> np.ndarray:

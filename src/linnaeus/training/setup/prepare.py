@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from linnaeus.cache import default_cache
-from linnaeus.check.data_check import comparable
 from linnaeus.check.inspection import Inspection, inspect
 from linnaeus.console import Console
 from linnaeus.data.images.bitdepth import used_bits
@@ -25,6 +24,7 @@ from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
 from linnaeus.inference.membership import Membership
+from linnaeus.inference.perceptual import comparable
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
