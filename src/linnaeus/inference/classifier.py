@@ -85,7 +85,7 @@ class Classifier:
         """This classifier if it runs on the CPU, else a copy that does. The original keeps its device."""
         if self.device.type == "cpu":
             return self
-        runner = TorchRunner(copy.deepcopy(self.network), self.preprocessing, torch.device("cpu"), self.detector)
+        runner = TorchRunner.of(self.about, copy.deepcopy(self.network), torch.device("cpu"))
         return Classifier(self.path, self.about, runner)
 
     @property
@@ -295,5 +295,4 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
         arch = read_header(path).arch
         custom = wrap(model, int(arch["classes"]), int(arch["channels"]))
     network, about = read_model(path, custom)
-    detector = UnknownDetector.read(about.unknown, about.unknown_tensors)
-    return Classifier(path, about, TorchRunner(network, about.preprocessing, chosen, detector))
+    return Classifier(path, about, TorchRunner.of(about, network, chosen))

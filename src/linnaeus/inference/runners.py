@@ -18,6 +18,7 @@ from linnaeus.metrics.ood import distances
 from linnaeus.metrics.thumbnails import Thumbnails, area_weights
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.modelfile.onnx import DISTANCE, INPUT, LOGITS
+from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
@@ -97,6 +98,11 @@ class TorchRunner:
     ):
         self.network, self.preprocessing, self.device = network.to(device), preprocessing, device
         self.detector = detector
+
+    @classmethod
+    def of(cls, about: ModelFile, network: Network, device: torch.device) -> TorchRunner:
+        """The runner of a network with the header of its model file."""
+        return cls(network, about.preprocessing, device, UnknownDetector.read(about.unknown, about.unknown_tensors))
 
     @property
     def has_distance(self) -> bool:

@@ -276,8 +276,7 @@ def _write_report(
 
     started, folder = time.perf_counter(), prepared.folder
     try:
-        runner = TorchRunner(network, header.preprocessing, prepared.engine.device)
-        classifier = Classifier(folder.model, header, runner)
+        classifier = Classifier(folder.model, header, TorchRunner.of(header, network, prepared.engine.device))
         write_report(folder.path, prepared.table, heat=heat_maps(classifier))
     except Exception as error:
         prepared.console.warn(
