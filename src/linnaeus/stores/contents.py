@@ -112,4 +112,4 @@ class HashedImages:
 
     def _signature(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: what a file, or a member of a shard, is known by without reading it."""
-        return Decoding(self._table, indices, RowSpec(1), 1, None).signatures()
+        return Decoding(self._table, indices, RowSpec(1), 1, None).signatures

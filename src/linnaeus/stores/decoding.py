@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -95,6 +95,7 @@ class Decoding:
             aspect = 1.03 * float(np.mean(aspects)) if aspects else 1.0
         return int(n * size * size * aspect * self.spec.channels) + 64 * n
 
+    @cached_property
     def signatures(self) -> np.ndarray:
         """(n,) uint64 that identify the images: from path, size and time, from the pixels of arrays, or from the index
         of shards. 0 where there is no such file."""

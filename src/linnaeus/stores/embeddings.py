@@ -66,7 +66,7 @@ def embed(
     """
     preprocessing = _preprocessing(table, lookup(weights))
     decoding = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None)
-    signatures = decoding.signatures()
+    signatures = decoding.signatures
     key = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()]).encode() + signatures.tobytes()
     name = f"vectors-{hashlib.sha256(key).hexdigest()[:32]}"
     with cache.lock(name):

@@ -115,7 +115,7 @@ class StatisticsBuilder:
     def __init__(self, table: Table, cache: Cache | None):
         self._cache = cache
         self._decoding = Decoding(table, np.arange(len(table)), RowSpec(SHORT), available_cores(), None)
-        self._signatures = self._decoding.signatures()
+        self._signatures = self._decoding.signatures
         key = hashlib.sha256(f"{VERSION} {DECODE_VERSION}".encode() + self._signatures.tobytes()).hexdigest()[:32]
         self._name = f"looks-{key}"
         self._known = None if cache is None else self._stored(cache) or _most_similar(cache, self._signatures)

@@ -58,24 +58,19 @@ def build_pixels(
     decoding = Decoding(table, indices, spec, threads or available_cores(), progress)
     if cache is None:
         return _in_memory(decoding)
-    signatures = decoding.signatures()
-    key = store_key(spec, signatures)
-    name = f"pixels-{key}"
     # Shards may exceed the disk, so their images are not stored.
     if table.members is not None:
-        streamed = _stream(cache, decoding, signatures, f"verdict-{key}")
-        streamed.note = "the images are read from shards and decoded again in every epoch"
-        return streamed
-    if (store := _find(cache, decoding, signatures, name)) is not None:
+        return _stream(cache, decoding, "the images are read from shards and decoded again in every epoch")
+    name = f"pixels-{store_key(spec, decoding.signatures)}"
+    if (store := _find(cache, decoding, name)) is not None:
         return store
     try:
         with cache.lock(name):
-            store = _find(cache, decoding, signatures, name)  # another process may have built it meanwhile
-            return store if store is not None else _build(cache, decoding, signatures, name)
+            store = _find(cache, decoding, name)  # another process may have built it meanwhile
+            return store if store is not None else _build(cache, decoding, name)
     except OverBudgetError as error:
-        streamed = _stream(cache, decoding, signatures, f"verdict-{key}")
-        streamed.note = f"the store of images does not fit ({error}); they are decoded again in every epoch"
-        return streamed
+        note = f"the store of images does not fit ({error}); they are decoded again in every epoch"
+        return _stream(cache, decoding, note)
 
 
 @dataclass(frozen=True)
@@ -99,28 +94,25 @@ class _EarlierStore:
         except DamagedRowError:
             return None
 
-    def view(self, more_failed: dict[int, str], decoding: Decoding) -> PixelStore:
+    def view(self, more_failed: dict[int, str]) -> PixelStore:
         """A store of the wanted rows on the same file. `more_failed` names the rows that it lacks."""
-        store, present = self.store, np.flatnonzero(self.positions >= 0)
-        positions = self.positions[present]
-        offsets, shapes = np.zeros(len(self.positions), np.int64), np.zeros((len(self.positions), 2), np.int32)
-        offsets[present], shapes[present] = store.offsets[positions], store.shapes[positions]
-        failed = dict(more_failed)
-        if store.failed:
-            pairs = zip(present.tolist(), positions.tolist(), strict=True)
-            failed |= {k: store.failed[position] for k, position in pairs if position in store.failed}
-        guard = None
-        if store.guard is not None:
-            before, after = np.zeros(len(self.positions), np.uint32), np.zeros(len(self.positions), np.uint32)
-            before[present], after[present] = store.guard.before[positions], store.guard.after[positions]
-            guard = RowGuard(before, after)
+
+        def wanted(values: np.ndarray) -> np.ndarray:  # 0 for rows that the store lacks
+            rows = np.zeros((len(self.positions), *values.shape[1:]), values.dtype)
+            rows[self.positions >= 0] = values[self.positions[self.positions >= 0]]
+            return rows
+
+        store, positions = self.store, enumerate(self.positions.tolist())
+        failed = more_failed | {k: store.failed[position] for k, position in positions if position in store.failed}
         failed = dict(sorted(failed.items()))
-        return _restoring(PixelStore(store.data, offsets, shapes, store.channels, failed, store.path, guard), decoding)
+        guard = None if store.guard is None else RowGuard(wanted(store.guard.before), wanted(store.guard.after))
+        offsets, shapes = wanted(store.offsets), wanted(store.shapes)
+        return PixelStore(store.data, offsets, shapes, store.channels, failed, store.path, guard)
 
 
-def _find(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore | None:
+def _find(cache: Cache, decoding: Decoding, name: str) -> PixelStore | None:
     """A store of the cache that has all wanted rows, possibly among others."""
-    earlier = _best(cache, decoding, signatures, name)
+    earlier = _best(cache, decoding, name)
     if earlier is None:
         return None
     missing = np.flatnonzero(earlier.positions < 0)
@@ -129,10 +121,10 @@ def _find(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
     # In the store of this very name only images are missing that failed for a temporary reason: try them again.
     retried = {int(k): decoding.load(int(k)) for k in missing}
     failed = {k: error.reason for k, error in retried.items() if isinstance(error, UnreadableError)}
-    return earlier.view(failed, decoding) if len(failed) == len(missing) else None
+    return _restoring(earlier.view(failed), decoding) if len(failed) == len(missing) else None
 
 
-def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> _EarlierStore | None:
+def _best(cache: Cache, decoding: Decoding, name: str) -> _EarlierStore | None:
     """The store called `name`, else the intact store of the same form that has the most wanted rows."""
     best, most = None, 0
     for entry in sorted(cache.entries(), key=lambda entry: entry.name != name):
@@ -140,14 +132,14 @@ def _best(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -
             continue
         try:
             index = read_index(entry.path)
-            positions = lookup(index.signatures, signatures)
+            positions = lookup(index.signatures, decoding.signatures)
             count = len(positions) if entry.name == name else int((positions >= 0).sum())
             by_row = () if index.checksums is None else (ROWS,)
             if count > most and cache.find(entry.name, by_row) is not None:
                 best, most = _EarlierStore(open_store(entry, decoding.spec), positions, entry.name), count
         except Exception:  # removed meanwhile, or damaged: NumPy evaluates the header of a file
             cache.find(entry.name, (ROWS,))  # says so
-        if most == len(signatures):
+        if most == len(decoding.indices):
             break
     return best
 
@@ -181,10 +173,10 @@ def _restoring(store: PixelStore, decoding: Decoding) -> PixelStore:
     return store
 
 
-def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> PixelStore:
+def _build(cache: Cache, decoding: Decoding, name: str) -> PixelStore:
     """Decode into an entry of the cache, continuing an interrupted build. Hold the lock."""
     # A store with many of the same images, for example before a few were added.
-    earlier = _best(cache, decoding, signatures, name)
+    earlier = _best(cache, decoding, name)
     keep = () if earlier is None else (earlier.name,)
     with cache.building(name) as folder:
         with RowWriter(folder, decoding.spec.channels) as writer:
@@ -197,32 +189,36 @@ def _build(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) 
                     cache.room(name, allowed // 8, keep)
                     allowed += allowed // 8
             checksums = writer.finish()
-            write_index(folder, writer.index(signatures))
-        entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(signatures)}, checksums)
+            write_index(folder, writer.index(decoding.signatures))
+        entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(decoding.indices)}, checksums)
     return _restoring(open_store(entry, decoding.spec), decoding)
 
 
-def _stream(cache: Cache, decoding: Decoding, signatures: np.ndarray, name: str) -> StreamedRows:
-    """Decode every image once to find the unreadable ones; an entry of the cache keeps the result for later runs."""
+def _stream(cache: Cache, decoding: Decoding, note: str) -> StreamedRows:
+    """Decode every image once to find the unreadable ones; an entry of the cache keeps the result for later runs.
+
+    `note` says why the images are not stored.
+    """
+    name = f"verdict-{store_key(decoding.spec, decoding.signatures)}"
     with cache.lock(name):
         if cache.find(name) is None:
-            index = _trial_index(decoding, signatures)
+            index = _trial_index(decoding)
             with suppress(OverBudgetError), cache.building(name) as folder:
-                cache.room(name, 64 * len(signatures))
+                cache.room(name, 64 * len(decoding.indices))
                 write_index(folder, index)
-                cache.commit(name, {"form": ["verdict", *_form(decoding.spec)], "rows": len(signatures)})
+                cache.commit(name, {"form": ["verdict", *_form(decoding.spec)], "rows": len(decoding.indices)})
         else:
             index = read_index(cache.root / name)
     for k in [k for k in index.failed if index.signatures[k] == 0]:  # failed for a temporary reason: try again
         if not isinstance(row := decoding.load(k), UnreadableError):
             index.shapes[k] = row.shape[:2]
             del index.failed[k]
-    return StreamedRows(decoding, index.shapes, index.failed, name, signatures)
+    return StreamedRows(decoding, index.shapes, index.failed, name, note)
 
 
-def _trial_index(decoding: Decoding, signatures: np.ndarray) -> Index:
+def _trial_index(decoding: Decoding) -> Index:
     """The shapes and failures of all images, decoded without keeping the rows."""
-    index = Index(np.zeros((len(signatures), 2), np.int32), signatures.copy(), {})
+    index = Index(np.zeros((len(decoding.indices), 2), np.int32), decoding.signatures.copy(), {})
     for k, row in enumerate(decoding.rows()):
         if isinstance(row, UnreadableError):
             index.failed[k] = row.reason

@@ -109,18 +109,9 @@ class PixelStore:
 class StreamedRows:
     """Rows decoded on demand, with the interface of PixelStore, for images that do not fit the cache."""
 
-    note = ""
-
-    def __init__(
-        self,
-        decoding: Decoding,
-        shapes: np.ndarray,
-        failed: dict[int, str],
-        identity: str,
-        signatures: np.ndarray,
-    ):
-        """`identity` identifies the content of all images, and `signatures` (n,) that of each image."""
-        self._signatures = signatures
+    def __init__(self, decoding: Decoding, shapes: np.ndarray, failed: dict[int, str], identity: str, note: str):
+        """`identity` identifies the content of all images; `note` is a line for the user."""
+        self.note = note
         self.shapes, self.channels, self.failed = shapes, decoding.spec.channels, failed
         self.uniform = _uniform_shape(shapes)
         self.identity = identity
@@ -136,7 +127,10 @@ class StreamedRows:
             return np.zeros((0, 0, self.channels), np.uint8)
         source = self._decoding.source(i)
         if isinstance(source, str):
-            expected = (0, self._signatures[i])  # 0: the file is gone, and decoding it gives the better message
+            expected = (
+                0,
+                self._decoding.signatures[i],
+            )  # 0: the file is gone, and decoding it gives the better message
             if self._decoding.signature(i) not in expected:
                 raise UnreadableError(source, "was replaced or changed while it was in use")
         return load_row(source, self._decoding.spec)
