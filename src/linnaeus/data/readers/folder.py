@@ -13,12 +13,7 @@ import numpy as np
 from linnaeus.console import counted
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
-from linnaeus.data.class_names import (
-    class_name,
-    listed,
-    natural_order,
-    spelling_variants,
-)
+from linnaeus.data.class_names import class_name, listed, natural_order, spelling_variants
 from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
@@ -26,20 +21,45 @@ from linnaeus.data.readers.layouts import layout_note, refuse_detection, refuse_
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 
+Entries = list[os.DirEntry[str]]
+
+
+def _list(folder: str) -> tuple[Entries, Entries, Entries]:
+    """Folders, files, and hidden entries of both kinds in `folder`, each sorted."""
+    folders: Entries = []
+    files: Entries = []
+    hidden: Entries = []
+    try:
+        for entry in tree.scan(folder):
+            if entry.name.startswith(".") or entry.name in LITTER:
+                hidden.append(entry)
+            else:
+                (folders if _is_folder(entry) else files).append(entry)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    return folders, files, hidden
+
 
 @dataclass
 class Scan:
     """The files found below a folder. Paths are absolute; those in `ignored` are relative to the source."""
 
     root: str
-    images: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, name of a class folder)
 
-    def passed_over(self, path: str, mark: str = "") -> None:
+    def pass_over(self, path: str, mark: str = "") -> None:
+        """List a file in `ignored`; a folder has the `mark` "/"."""
         name = os.path.relpath(path, self.root)
         if name not in (*TEXT_FILES, *JSON_FILES):  # these are read, not ignored
             self.ignored.append(visible(name.replace(os.sep, "/")) + mark)
+
+    def entries(self, folder: str) -> tuple[Entries, Entries]:
+        """Folders and files in `folder`, sorted. Hidden ones are passed over."""
+        folders, files, hidden = _list(folder)
+        for entry in hidden:
+            self.pass_over(entry.path, "/" if _is_folder(entry) else "")
+        return folders, files
 
 
 def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
@@ -51,74 +71,70 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
     """
     root = os.path.abspath(path)  # links stay as the user wrote them
     scan = Scan(root)
-    parts = _parts(scan, root)
+    parts = _parts(scan)
     notes: list[str] = []
-    contents: list[tuple[str, str, list[str]]] = []  # split, class, images
+    images: dict[tuple[str, str], list[str]] = {}  # (split, class) -> its images
     for split, folder in parts.items():
-        folders = [entry.name for entry in _entries(Scan(root), folder)[0]]
-        refuse_detection(folder, folders)
-        inner = {name: _inner(folder, name) for name in folders}
-        refuse_parts(folder, [name for name in folders if inner[name] is not None], _known(inner))
-        notes += layout_note(folder, folders, _known(inner))
-        contents += [(split, name, images) for name, images in _classes(scan, folder, split).items()]
-        if not any(images for part, _, images in contents if part == split):
-            raise UserError(_nothing(scan, folder, split, path))
+        notes += _check_layout(folder)
+        by_class = _classes(scan, folder, split)
+        if not any(by_class.values()):
+            raise UserError(_nothing(folder, split, path))
+        images |= {(split, name): files for name, files in by_class.items()}
     learns = "train" if "train" in parts else ""
-    for split, name, images in contents:
-        if split == learns and not images:
-            where = os.path.join(parts[split], name)
-            if lenient:
-                scan.passed_over(where, "/")
-                continue
+    for name in [name for (split, name), files in images.items() if split == learns and not files]:
+        where = os.path.join(parts[learns], name)
+        if not lenient:
             raise UserError(f"{where}: class folder without images; add some, or remove the folder")
-    identities = natural_order(name for split, name, images in contents if images)
-    shown = display_names(path, identities)
+        scan.pass_over(where, "/")
+    images = {key: files for key, files in images.items() if files}
+    shown = display_names(path, natural_order(name for _, name in images))
     position = {name: k for k, name in enumerate(shown.classes)}
-    contents = [part for part in contents if part[2]]
+    counts = [len(files) for files in images.values()]
     table = Table(
         source,
         "folder",
         shown.classes,
         shown.names,
-        np.repeat([position[name] for _, name, _ in contents], [len(images) for *_, images in contents]),
-        np.repeat(np.array([split for split, *_ in contents], dtype="<U5"), [len(images) for *_, images in contents]),
-        paths=tuple(image for *_, images in contents for image in images),
+        np.repeat([position[name] for _, name in images], counts),
+        np.repeat(np.array([split for split, _ in images], dtype="<U5"), counts),
+        paths=tuple(file for files in images.values() for file in files),
         ignored=tuple(sorted(scan.ignored)),
         root=root,
         spellings=spelling_variants(scan.written),
         notes=(*notes, *shown.notes),
     )
-    top = parts.get(learns)
-    if len(shown.classes) == 1 and top is not None:
-        _refuse_wrapper(Path(top), shown.classes[0])
+    if len(shown.classes) == 1 and learns in parts:
+        _refuse_wrapper(Path(parts[learns]), shown.classes[0])
     return table
 
 
-def _inner(folder: str, name: str) -> set[str] | None:
+def _check_layout(folder: str) -> list[str]:
+    """What was understood of the folders below the class folders in `folder`. Raises UserError for other layouts."""
+    names = [entry.name for entry in _list(folder)[0]]
+    refuse_detection(folder, names)
+    inner = {name: below for name in names if (below := _inner(os.path.join(folder, name))) is not None}
+    refuse_parts(folder, list(inner), inner)
+    return layout_note(folder, names, inner)
+
+
+def _inner(path: str) -> set[str] | None:
     """Subfolders of a class folder that contain images or folders; None if the class folder contains images itself."""
-    path = os.path.join(folder, name)
-    folders, files = _entries(Scan(path), path)
-    if any(_is_image(entry) for entry in files):
+    folders, files, _ = _list(path)
+    if any(map(_is_image, files)):
         return None
-    return {entry.name for entry in folders if any(map(_is_image, _entries(Scan(path), entry.path)[1]))} | {
-        entry.name for entry in folders if _entries(Scan(path), entry.path)[0]
-    }
+    below = {entry.name: _list(entry.path) for entry in folders}
+    return {name for name, (inside, images, _) in below.items() if inside or any(map(_is_image, images))}
 
 
-def _known(inner: dict[str, set[str] | None]) -> dict[str, set[str]]:
-    return {name: folders or set() for name, folders in inner.items()}
-
-
-def _parts(scan: Scan, root: str) -> dict[str, str]:
+def _parts(scan: Scan) -> dict[str, str]:
     """Split -> its folder; {"": root} if the class folders are at the top.
 
     Folders named train, valid or test are splits if there are no other folders, or if `train` contains folders. A
     class may be called "train" (beside "bus"); its folder contains images.
     """
-    folders, _ = _entries(Scan(root), root)
     parts: dict[str, str] = {}
     others = []
-    for entry in folders:
+    for entry in _list(scan.root)[0]:
         split = SPLIT_NAMES.get(entry.name.lower())
         if split is None:
             others.append(entry)
@@ -126,33 +142,15 @@ def _parts(scan: Scan, root: str) -> dict[str, str]:
             raise UserError(f"{parts[split]} and {entry.path}: two folders for {split}; keep one")
         else:
             parts[split] = entry.path
-    train = parts.get("train")
     # Names of splits beside other folders may be classes ("test" in a dataset of documents).
-    if not parts or (others and not (train and _entries(Scan(root), train)[0])):
-        return {"": root}
-    refuse_unnamed_split(root, [entry.name for entry in others])
+    if not parts or (others and not ("train" in parts and _list(parts["train"])[0])):
+        return {"": scan.root}
+    refuse_unnamed_split(scan.root, [entry.name for entry in others])
     for entry in others:
-        scan.passed_over(entry.path, "/")
-    for entry in _entries(scan, root)[1]:
-        scan.passed_over(entry.path)
+        scan.pass_over(entry.path, "/")
+    for entry in scan.entries(scan.root)[1]:
+        scan.pass_over(entry.path)
     return {split: parts[split] for split in SPLITS if split in parts}
-
-
-def _entries(scan: Scan, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """Folders and files in `folder`, sorted. Hidden ones are added to `ignored`."""
-    folders: list[os.DirEntry[str]] = []
-    files: list[os.DirEntry[str]] = []
-    try:
-        for entry in tree.scan(folder):
-            hidden = entry.name.startswith(".") or entry.name in LITTER
-            is_folder = _is_folder(entry)
-            if hidden:
-                scan.passed_over(entry.path, "/" if is_folder else "")
-            else:
-                (folders if is_folder else files).append(entry)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    return folders, files
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -174,9 +172,9 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     """Class name -> sorted images, for the class folders in `folder`."""
-    folders, files = _entries(scan, folder)
+    folders, files = scan.entries(folder)
     for entry in files:
-        scan.passed_over(entry.path)
+        scan.pass_over(entry.path)
     images_by_class: dict[str, list[str]] = {}
     for entry in folders:
         name = class_name(entry.name)
@@ -203,16 +201,16 @@ def _images(scan: Scan, top: str) -> list[str]:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
         # Device and inode identify a folder, whichever of several links leads to it.
         if (status.st_dev, status.st_ino) in entered:
-            scan.passed_over(folder, "/")
+            scan.pass_over(folder, "/")
             continue
         entered.add((status.st_dev, status.st_ino))
-        folders, files = _entries(scan, folder)
+        folders, files = scan.entries(folder)
         todo += [entry.path for entry in folders]
         for entry in files:
             if _is_image(entry):
                 images.append(entry.path)
             else:
-                scan.passed_over(entry.path)
+                scan.pass_over(entry.path)
     return images
 
 
@@ -228,9 +226,9 @@ def _folders_above(scan: Scan, top: str) -> set[tuple[int, int]]:
     return above
 
 
-def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
+def _nothing(folder: str, split: str, path: Path) -> str:
     """The error message for a folder, or a split of it, in which no class has an image."""
-    folders, files = _entries(Scan(scan.root), folder)
+    folders, files, _ = _list(folder)
     loose = sum(_is_image(entry) for entry in files)
     if loose:
         example = os.path.join(folder if split else str(path), "rose", files[0].name)
@@ -254,8 +252,8 @@ def _nothing(scan: Scan, folder: str, split: str, path: Path) -> str:
 
 def _refuse_wrapper(path: Path, only: str) -> None:
     """Refuse a single class folder that contains several folders: most likely an archive unpacked too deep."""
-    for entry in _entries(Scan(str(path)), str(path))[0]:
-        inside = _entries(Scan(str(path)), entry.path)[0]
+    for entry in _list(str(path))[0]:
+        inside = _list(entry.path)[0]
         if class_name(entry.name) == only and len(inside) > 1:
             raise UserError(
                 f"{path}: only one class folder, {only!r}; its folders {listed([e.name for e in inside])} may be the "
