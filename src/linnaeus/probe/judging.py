@@ -125,7 +125,14 @@ class Judge:
                 f"{self.table.source}: too few images for a comparison: no class has two that can be held out in turn"
             )
         with self.console.progress("solving the head", unit="passes") as advance:
-            head = fit_linear_probe(features[:seen], labels[:seen], len(self.table.classes), fold=fold, advance=advance)
+            head = fit_linear_probe(
+                features[:seen],
+                labels[:seen],
+                len(self.table.classes),
+                fold=fold,
+                judge_all=not self.by_validation,
+                advance=advance,
+            )
         if self.by_validation:
             solution = torch.cat([head.weight, head.bias[:, None]], 1)
             answers = logits(features[seen:], solution).argmax(1).numpy()

@@ -1,4 +1,4 @@
-"""Cross-validated accuracy and loss of a solved head over its penalty: a solved head has no epochs to draw."""
+"""Held-out accuracy and loss of a solved head over its penalty: a solved head has no epochs to draw."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     tag(line, "line valid")
     for at, value, text in zip(x, shown, texts, strict=True):
         (dot,) = axes.plot(at, value, "o", color=BLUE, markersize=4.2, markeredgewidth=0, clip_on=False)
-        tag(dot, "dot valid", f"penalty {at:g}: cross-validated {quantity} {text}")
+        tag(dot, "dot valid", f"penalty {at:g}: {quantity} {text} on held-out images")
     ring: dict[str, Any] = {"markersize": 8.5, "markerfacecolor": PAGE, "markeredgecolor": BLUE, "markeredgewidth": 2}
     (mark,) = axes.plot(x[chosen], shown[chosen], "o", clip_on=False, zorder=5, **ring)
     tag(mark, "best", "the penalty that was chosen, by the lowest loss")
-    return f"penalty {x[chosen]:g}: {texts[chosen]} cross-validated"
+    return f"penalty {x[chosen]:g}: {texts[chosen]} held out"

@@ -14,7 +14,7 @@
     report.html         everything above on one page that needs no network
     checkpoint/         the state that --resume needs; removed when the run has finished
     .lock               held by the training process; the file may outlive a killed process, the lock does not
-    penalties-phaseN.csv  the penalties tried for a solved head, with cross-validated loss and accuracy
+    penalties-phaseN.csv  the penalties tried for a solved head, with loss and accuracy on held-out images
     lr-phaseN.png       the learning-rate range test of phase N, if its lr is "auto"
     tensorboard/        events, with --track tensorboard
     tracking.json       the identifiers of the run in MLflow and Trackio, with --track

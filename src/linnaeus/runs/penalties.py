@@ -1,4 +1,4 @@
-"""penalties-phaseN.csv: the penalties that were tried for a solved head, judged by cross-validation."""
+"""penalties-phaseN.csv: the penalties that were tried for a solved head, judged on held-out training images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = "penalties-phase*.csv"
 
 @dataclass(frozen=True)
 class Trial:
-    """A penalty, with the cross-validated accuracy and loss of heads solved with it."""
+    """A penalty, with accuracy and loss on held-out training images of heads solved with it."""
 
     penalty: float
     loss: float

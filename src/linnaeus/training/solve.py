@@ -80,12 +80,14 @@ def _solve_on(
     # All views of an image are in the same fold: another view in training would reveal its label.
     fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
     with console.progress("solving the head", unit="passes") as advance:
-        head = fit_linear_probe(features, labels, run.classes, fold=fold, weights=weights, advance=advance)
+        head = fit_linear_probe(
+            features, labels, run.classes, fold=fold, weights=weights, judge_all=False, advance=advance
+        )
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
         f"  linear head on {len(labels)} feature vectors of length {features.shape[-1]}{windows}: "
-        f"penalty {head.penalty:g}, chosen from {len(head.losses)}; cross-validated training {_quality(head, labels)}"
+        f"penalty {head.penalty:g}, chosen from {len(head.losses)}; {_quality(head, labels)}"
     )
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
@@ -111,11 +113,14 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
 
 def _quality(head: LinearProbe, labels: np.ndarray) -> str:
     """Accuracy, or with several labels mean average precision, of the held-out probabilities."""
+    cross_validated = len(head.judged) == len(labels)
+    how = "cross-validated training" if cross_validated else f"on {len(head.judged):,} of them, held out once,"
+    labels = labels[head.judged]
     if labels.ndim == 1:
-        return f"accuracy {percent((head.probabilities.argmax(1) == labels).mean())}"
+        return f"{how} accuracy {percent((head.probabilities.argmax(1) == labels).mean())}"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(probabilities) - np.log1p(-probabilities)
-    return f"mAP {percent(label_figures(Outputs(labels, logits)).map)}"
+    return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)}"
 
 
 def linear_head(model: Network) -> nn.Linear:

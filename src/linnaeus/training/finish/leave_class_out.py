@@ -17,8 +17,8 @@ from linnaeus.metrics.intervals import student_quantile
 from linnaeus.metrics.ood import auroc, combined_scores, distances, unit
 from linnaeus.metrics.outputs import softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
-from linnaeus.models.linear_probe import FIRST_PENALTY
 from linnaeus.models.logistic_regression import Problems, logits, solve
+from linnaeus.models.penalty_search import FIRST_PENALTY
 
 MOST_CLASSES = 50  # classes that take part; of more, a random choice
 MOST_TURNS = 8  # classes that are left out, one in each turn
