@@ -111,7 +111,7 @@ class User:
     def course(self, held_out: np.ndarray, expected: np.ndarray, labels: int) -> list[dict[str, Any]]:
         """One row per step; `held_out` (m, width) features and `expected` (m,) names of the validation images."""
         paths, answers = self.learner.features.paths, dict[str, Label]()
-        learned, pool, rows = Learned(None), Pool(), []
+        learned, pool, rows = Learned(), Pool(), []
         while len(answers) < labels:
             now = Situation(
                 answers, set(), len(answers), self.learner.position[next(reversed(answers))] if answers else None

@@ -28,7 +28,8 @@ def learned(wrong: int, right: int, doubtful: int = 0) -> Learned:
     n = wrong + right + doubtful
     held_out = np.concatenate([np.tile(SURE, (wrong + right, 1)), np.full((doubtful, 2), 0.5)])
     labels = np.array([1] * wrong + [0] * right + [1] * doubtful)
-    return Learned(AlwaysSure(), n, np.arange(n), np.arange(n), held_out, labels, ("a", "b"))
+    rows = np.arange(n)
+    return Learned(AlwaysSure(), rows, labels, ("a", "b"), taught=rows, held_out=held_out)
 
 
 def expected(answers: Learned, accepted: frozenset[int] = frozenset(), at_least: float = 0.99) -> float:

@@ -35,7 +35,7 @@ def labels_of(learner: Learner, truth: np.ndarray, images: list[int], provenance
 
 def ask(learner: Learner, truth: np.ndarray, order: str, n: int) -> tuple[dict[str, Label], Learned]:
     """Answer n questions."""
-    selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(None), Pool()
+    selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(), Pool()
     while len(labels) < n:
         for question in selection.choose(learned, pool, Situation(labels, set(), len(labels)), 4):
             labels |= labels_of(learner, truth, [question.image])
@@ -51,7 +51,7 @@ def test_no_two_near_duplicates_are_asked_about_in_a_row(order: str):
     kind = np.random.default_rng(1).integers(0, 8, 60)
     features.values, features.hashes = features.values[kind], features.hashes[kind]
     truth = truth[kind]
-    selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(None), Pool()
+    selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(), Pool()
     asked: list[int] = []
     while len(asked) < 24:
         now = Situation(labels, set(), len(labels), asked[-1] if asked else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -62,19 +62,19 @@ class Suspect:
 class Learned:
     """What a set of labels has taught."""
 
-    answers: Answers | None
+    answers: Answers | None = None
     """None where there are fewer than two classes to learn from."""
-    n: int = 0
-    """Labelled images with features."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(n,) int64: the labelled images."""
-    taught: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(m,) int64: those of them that the head has learned from."""
-    held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    """(n, classes) float64: probabilities of each by a head that has not seen its group of near duplicates."""
+    """(n,) int64: the labelled images with features."""
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64 into `classes`."""
     classes: tuple[str, ...] = ()
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(n,) int64: near duplicates share a number."""
+    taught: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(m,) int64: the images that the head may learn from, neither reserved nor copies of reserved ones."""
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """(n, classes) float64: probabilities of each by a head that has not seen its group of near duplicates."""
     estimate: Estimate | None = None
     sample: int = 0
     """Images of the random sample with a class."""
@@ -83,6 +83,10 @@ class Learned:
     figures: tuple[ClassFigures, ...] = ()
     seconds: float = 0.0
     """From the labels to these figures."""
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
 
     def suspects(self) -> list[Suspect]:
         """Labels that the held-out answer contradicts, by confident learning as in `linnaeus check`, surest first."""
@@ -172,55 +176,46 @@ class Learner:
     def learn(self, labels: Mapping[str, Label], passed_over: Container[int] = ()) -> Learned:
         """The head and the figures for these labels."""
         started = time.perf_counter()
-        rows, y, classes = self.labelled(labels)
-        groups = np.array(self.groups(rows.tolist()), np.int64)
-        taught = ~np.isin(groups, groups[np.isin(rows, self.audit.reserved)])  # nor copies of reserved images
-        known = Labelled(rows, y, classes, groups, taught)
-        if self.model is not None:
-            return self._judged(labels, passed_over, known, self.model, self.model.probabilities(rows), started)
-        if len(np.unique(y[taught])) < 2:
-            return Learned(None, len(rows), rows, rows[taught], labels=y, classes=classes)
-        self.recenter()
-        assert self.mean is not None
-        same = self._follow(rows[taught])
-        head = self.solver.solve(self._x, y[taught], len(classes), groups[taught], same)
-        answers = LearnedHead(head, classes, self, self.mean)
-        held_out = np.empty((len(rows), len(classes)))
-        held_out[taught] = head.held_out_probabilities
-        held_out[~taught] = answers.probabilities(rows[~taught])
-        return self._judged(labels, passed_over, known, answers, held_out, started)
-
-    def _judged(
-        self,
-        labels: Mapping[str, Label],
-        passed_over: Container[int],
-        known: Labelled,
-        answers: Answers,
-        held_out: np.ndarray,
-        started: float,
-    ) -> Learned:
-        """The figures of answers that gave labelled images the probabilities (n, classes) without having seen them."""
+        known = self._labelled(labels)
+        answers, held_out = self._answers(known)
+        if answers is None:
+            return known
         sample, unknown = self.audit.sample(labels, passed_over)
         drawn = np.flatnonzero(np.isin(known.rows, sample))
-        hits = held_out[drawn].argmax(1) == known.labels[drawn]  # a class that the answers do not know is never a hit
+        true = known.labels[drawn]
+        hits = held_out[drawn].argmax(1) == true  # a class that the answers do not know is never a hit
         figures = tuple(
-            ClassFigures(name, int((known.labels[drawn] == c).sum()), int(hits[known.labels[drawn] == c].sum()))
+            ClassFigures(name, int((true == c).sum()), int(hits[true == c].sum()))
             for c, name in enumerate(known.classes)
         )
-        return Learned(
-            answers,
-            len(known.rows),
-            known.rows,
-            known.rows[known.taught],
-            held_out,
-            known.labels,
-            known.classes,
-            estimate(hits, known.groups[drawn]),
-            len(drawn),
-            unknown,
-            figures,
-            time.perf_counter() - started,
+        return replace(
+            known,
+            answers=answers,
+            held_out=held_out,
+            estimate=estimate(hits, known.groups[drawn]),
+            sample=len(drawn),
+            unknown=unknown,
+            figures=figures,
+            seconds=time.perf_counter() - started,
         )
+
+    def _answers(self, known: Learned) -> tuple[Answers | None, np.ndarray]:
+        """The answers and their `held_out` probabilities; None where there are fewer than two classes to learn from."""
+        if self.model is not None:
+            return self.model, self.model.probabilities(known.rows)
+        taught = np.isin(known.rows, known.taught)
+        y = known.labels[taught]
+        held_out = np.empty((known.n, len(known.classes)))
+        if len(np.unique(y)) < 2:
+            return None, held_out
+        self.recenter()
+        assert self.mean is not None
+        same = self._follow(known.rows[taught])
+        head = self.solver.solve(self._x, y, len(known.classes), known.groups[taught], same)
+        answers = LearnedHead(head, known.classes, self, self.mean)
+        held_out[taught] = head.held_out_probabilities
+        held_out[~taught] = answers.probabilities(known.rows[~taught])
+        return answers, held_out
 
     def _follow(self, rows: np.ndarray) -> int:
         """Bring `_x` up to date. Returns the number of leading rows that are as before."""
@@ -235,8 +230,8 @@ class Learner:
         self._rows, self._x_mean = rows, self.mean
         return same
 
-    def labelled(self, labels: Mapping[str, Label]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """(images, (n,) int64 label of each, classes that occur) of the labelled images with features."""
+    def _labelled(self, labels: Mapping[str, Label]) -> Learned:
+        """The labelled images with features, and which of them the head may learn from."""
         position, ready = self.position, self.features.ready
         pairs = [
             (position[path], label.label)
@@ -247,7 +242,10 @@ class Learner:
         classes = tuple(dict.fromkeys([*first, *(name for _, name in pairs)]))
         index = {name: c for c, name in enumerate(classes)}
         rows = np.array([i for i, _ in pairs], np.int64)
-        return rows, np.array([index[name] for _, name in pairs], np.int64), classes
+        groups = np.array(self.groups(rows.tolist()), np.int64)
+        reserved = np.isin(groups, groups[np.isin(rows, self.audit.reserved)])
+        numbers = np.array([index[name] for _, name in pairs], np.int64)
+        return Learned(None, rows, numbers, classes, groups, rows[~reserved])
 
     def with_features(self, labels: Mapping[str, Label]) -> int:
         """How many of the labelled images have features."""
@@ -279,21 +277,6 @@ class Learner:
             for group in set(known) - {self._group[i]}:  # this image connects them
                 self._group = {j: self._group[i] if g == group else g for j, g in self._group.items()}
         return [self._group[i] for i in rows]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Labelled images with features."""
-
-    rows: np.ndarray
-    """(n,) int64: the images."""
-    labels: np.ndarray
-    """(n,) int64 into `classes`."""
-    classes: tuple[str, ...]
-    groups: np.ndarray
-    """(n,) int64: near duplicates share a number."""
-    taught: np.ndarray
-    """(n,) bool: the others are reserved, or copies of reserved images."""
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:

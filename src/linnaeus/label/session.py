@@ -32,7 +32,7 @@ MAX_CLASSES = 1000
 class View:
     """What was learned last. It is replaced as a whole, so that no reader waits for the head."""
 
-    learned: Learned = field(default_factory=lambda: Learned(None))
+    learned: Learned = field(default_factory=Learned)
     pool: Pool = field(default_factory=Pool)
     groups: tuple[list[int], ...] = ()
     """Images far from all classes, which may be of a new one."""
