@@ -131,28 +131,34 @@ def fetch(
         raise FetchError(fault, f"{destination}: {fault}; remove it to download it again")
     if offline():
         raise _failed("LINNAEUS_OFFLINE is set", urls, destination)
-    reasons = []
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _locked(destination.with_name(destination.name + ".part")) as part:
             if destination.is_file() and wanted.fault(destination) is None:  # another process was faster
                 return destination
-            # The mirror comes first, because users set one where the original is slow or blocked.
-            for url in [*_mirror(destination), *urls]:
-                try:
-                    _download(url, part, wanted, progress)
-                    if os.name == "nt":  # which renames no open file
-                        part.close()
-                    return Path(part.name).replace(destination)
-                except RefusedError as error:
-                    reasons.append(f"{urllib.parse.urlsplit(url).hostname}: {error}")
+            return _from_any(urls, part, wanted, progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = (
             "no space left on the disk; free some and try again" if full else f"cannot be written ({error.strerror})"
         )
         raise FetchError(reason, f"{destination}: {reason}") from None
-    raise _failed("; ".join(reasons), urls, destination)
+
+
+def _from_any(urls: Sequence[str], part: IO[bytes], wanted: Wanted, progress: Progress | None) -> Path:
+    """Fetch the file from the first address that has it whole. Raises FetchError with the reason of each other."""
+    reasons = []
+    # The mirror comes first, because users set one where the original is slow or blocked.
+    for url in [*_mirror(wanted.destination), *urls]:
+        try:
+            _download(url, part, wanted, progress)
+        except RefusedError as error:
+            reasons.append(f"{urllib.parse.urlsplit(url).hostname}: {error}")
+            continue
+        if os.name == "nt":  # which renames no open file
+            part.close()
+        return Path(part.name).replace(wanted.destination)
+    raise _failed("; ".join(reasons), urls, wanted.destination)
 
 
 def _failed(reason: str, urls: Sequence[str], destination: Path) -> FetchError:

@@ -50,7 +50,14 @@ def open_source(
     """
     if not isinstance(source, str | os.PathLike):
         raise UserError(_not_a_path(source))
-    table = _open(os.fspath(source), train, valid, test, group, labels, lenient)
+    named = {"train": train, "valid": valid, "test": test}
+    lists = {split: name for split, name in named.items() if name is not None}
+    table = _open(os.fspath(source), lists, group, labels, lenient)
+    if group is not None and table.groups is None:
+        raise UserError(
+            f"{table.source}: cannot be grouped by {group!r}, because only a CSV has columns; write a CSV with the "
+            f"columns path, label and {group}"
+        )
     if labels.separator is not None and table.kind != "csv" and not lenient:
         raise UserError(
             f"{source}: data.separator = {labels.separator!r} divides the cells of a CSV, and this source is of kind "
@@ -60,22 +67,14 @@ def open_source(
     return table if lenient and len(table) else checked(table)
 
 
-def _open(
-    text: str,
-    train: str | None,
-    valid: str | None,
-    test: str | None,
-    group: str | None,
-    labels: LabelFormat,
-    lenient: bool,
-) -> Table:
-    lists = {split: name for split, name in zip(SPLITS, (train, valid, test), strict=True) if name is not None}
+def _open(text: str, lists: dict[str, str], group: str | None, labels: LabelFormat, lenient: bool) -> Table:
+    """Choose the reader; `lists` maps a split to the list file or CSV that the user named for it."""
     path = Path(text).expanduser()
     # A local folder may have a name that looks like an address or a range.
     if (is_address(text) or shards.RANGE.search(text)) and not path.exists():
         if lists:
             raise UserError(f"{text}: shards define their splits; leave out {listed([*lists])}")
-        return _with_groups(shards.open_shards(text, text), group)
+        return shards.open_shards(text, text)
     try:
         is_folder, is_file, exists = tree.is_folder(path), path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
@@ -86,29 +85,20 @@ def _open(
         raise UserError("an empty source; give a folder, a list file, a CSV or a known name")
     if is_file and holds_folder(path):
         place, notes = top_folder(path)
-        table = _with_groups(_open_folder(text, place, lists, group, labels, lenient), group)
+        table = _open_folder(text, place, lists, group, labels, lenient)
         return dataclasses.replace(table, notes=(*notes, *table.notes))
     if lists and not is_folder:
         raise UserError(f"{text}: not a folder, but {listed([*lists])} must name list files in a folder")
     if is_folder:
-        return _with_groups(_open_folder(text, path, lists, group, labels, lenient), group)
+        return _open_folder(text, path, lists, group, labels, lenient)
     if is_file:
-        return _with_groups(_open_file(text, path, group, labels), group)
+        return _open_file(text, path, group, labels)
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
     # Last, so that a folder called mnist is preferred to the download.
     if text in known_sources.KNOWN:
-        return _with_groups(known_sources.open_known(text), group)
+        return known_sources.open_known(text)
     raise UserError(_not_found(text))
-
-
-def _with_groups(table: Table, group: str | None) -> Table:
-    if group is not None and table.groups is None:
-        raise UserError(
-            f"{table.source}: cannot be grouped by {group!r}, because only a CSV has columns; write a CSV with the "
-            f"columns path, label and {group}"
-        )
-    return table
 
 
 def _not_a_path(source: object) -> str:
