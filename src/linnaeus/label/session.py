@@ -26,6 +26,7 @@ from linnaeus.label.selection import Pool, Question, Selection, Situation, most_
 POLL = 1.0  # seconds after which the answers of other servers are looked for
 MAX_NAME = 100  # characters of a class
 MAX_CLASSES = 1000
+GUESSES = 3  # classes shown for an image
 
 
 @dataclass(frozen=True)
@@ -165,17 +166,14 @@ class Session:
         now = Situation(labels, barred, len(self.store.journal.records) + len(shown), previous)
         return self.selection.choose(view.learned, view.pool, now, n)
 
-    def guesses(self, images: Sequence[int], k: int = 3) -> dict[int, list[tuple[str, float]]]:
-        """Image -> the k most probable classes, for images with features."""
+    def guesses(self, image: int) -> list[tuple[str, float]]:
+        """The most probable classes of an image; none where it has no features."""
         answers = self.view.learned.answers
-        ready = [i for i in images if self.features.ready[i]]
-        if answers is None or not ready:
-            return {}
-        guesses = {}
-        for i, p in zip(ready, answers.probabilities(np.array(ready, np.int64)), strict=True):
-            top = np.argsort(-p, kind="stable")[:k]
-            guesses[i] = [(answers.classes[c], float(p[c])) for c in top.tolist()]
-        return guesses
+        if answers is None or not self.features.ready[image]:
+            return []
+        probabilities = answers.probabilities(np.array([image], np.int64))[0]
+        top = np.argsort(-probabilities, kind="stable")[:GUESSES]
+        return [(answers.classes[c], float(probabilities[c])) for c in top.tolist()]
 
     def duplicates(self, image: int) -> list[int]:
         """Near duplicates of an image that have no label."""

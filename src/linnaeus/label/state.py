@@ -98,4 +98,4 @@ def card(server: LabelServer, image: int, reason: str) -> dict[str, Any]:
         return shown
     if label is not None:
         shown |= {"label": label.label, "provenance": label.provenance}
-    return shown | {"guesses": session.guesses([image]).get(image, [])}
+    return shown | {"guesses": session.guesses(image)}

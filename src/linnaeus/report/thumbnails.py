@@ -84,12 +84,12 @@ class Thumbnails:
         pixels = self._decoded.get(i)
         return None if pixels is None else Thumbnail.of(pixels, side)
 
-    def heat_map(self, i: int | None, side: int = LARGE) -> Thumbnail | None:
+    def heat_map(self, i: int | None) -> Thumbnail | None:
         """The heat map over image i, if there is one."""
         if i is None or self.heat_map_of is None or self.table is None:
             return None
         pixels = self.heat_map_of(i)
-        return None if pixels is None else Thumbnail.of(pixels, side)
+        return None if pixels is None else Thumbnail.of(pixels, LARGE)
 
     def _crop(self, row: np.ndarray) -> np.ndarray:
         row = np.require(row, requirements="W")  # torch warns about arrays that are read-only

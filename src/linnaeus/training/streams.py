@@ -42,16 +42,14 @@ class _Views:
 
     def __call__(self, batch: Batch) -> Tensor:
         samples, view = batch.indices // self.views, batch.indices % self.views
-        positions: list[np.ndarray] = []
-        parts: list[Tensor] = []
+        by_view = np.argsort(view, kind="stable")
+        parts = []
         for number in np.unique(view):
             where = np.flatnonzero(view == number)
             part = batch.take(where)
             part.draws = samples[where]
-            positions.append(where)
             parts.append(self.augment(part, int(number)))
-        original_order = np.argsort(np.concatenate(positions))
-        return torch.cat(parts)[torch.from_numpy(original_order)]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(by_view))]
 
 
 def augmented(augmentation: Augmentation, batch: Batch, epoch: int) -> Tensor:

@@ -10,7 +10,6 @@ import copy
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -47,11 +46,11 @@ class Trial:
     reason: str
 
 
-def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path | None = None) -> Trial:
+def choose_precision(run: PhaseRun, engine: Engine, seconds: float) -> Trial:
     """The fastest precision for `run` on a CPU: float32, float32 with channels last, or bfloat16 with channels last.
 
     `seconds`: the expected duration of the phase in float32; short phases stay there. The choice is remembered in the
-    JSON file `record`, by default in the cache, by machine, network, stages, optimizer and size of the input.
+    cache folder by machine, network, stages, optimizer and size of the input.
     """
     if seconds < WORTH_TRYING:
         return Trial(FLOAT32, "the phase is too short for a trial of others")
@@ -59,7 +58,7 @@ def choose_precision(run: PhaseRun, engine: Engine, seconds: float, record: Path
     x = run.train.prepare(batch.part(0, 1), 0)
     # Large enough to be typical, small enough to fit into any memory.
     batch = batch.part(0, min(len(batch), max(LEAST, NUMBERS // max(1, x[0].numel()))))
-    memory, key = ChoiceRecord(record or cache_dir() / "precisions.json"), choice_key(_computation(run, x, batch))
+    memory, key = ChoiceRecord(cache_dir() / "precisions.json"), choice_key(_computation(run, x, batch))
     known = memory.read(key)
     if known in (FLOAT32, CHANNELS_LAST, BF16):
         return Trial(known, "the fastest in an earlier trial on this machine")
