@@ -162,12 +162,12 @@ def _from_lines(
     """Class order, names by class, and how the two were matched."""
     # Accepts the separators seen in published datasets: "0 rose", "n01440764: tench", "rose, Rose".
     pairs = [re.split(r"\s*[:=,;]\s+|\s+|[:=,;]", line, maxsplit=1) for line in lines]
-    paired = all(len(pair) == 2 and all(pair) for pair in pairs)
-    by_line = match(classes, lines)
-    by_key = match(classes, (pair[0] for pair in pairs)) if paired else {}
-    by_rest = match(classes, (pair[1] for pair in pairs)) if paired else {}
-    rest = {key: class_name(name) for key, name in pairs} if paired else {}
-    numbered = paired and all(key.isdigit() for key in rest)
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        pairs = []
+    rest = {key: class_name(name) for key, name in pairs}
+    by_line, by_key = match(classes, lines), match(classes, rest)
+    by_rest = match(classes, (name for _, name in pairs))
+    numbered = bool(pairs) and all(key.isdigit() for key in rest)
     # In reverse, so that the first of two equal lines decides the position.
     if len(by_line) == len(classes):
         position = {line: i for i, line in reversed(list(enumerate(lines)))}

@@ -56,6 +56,11 @@ def key(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
+def boolean(cell: str) -> bool | None:
+    """Whether a cell says yes or no; None if it says something else."""
+    return BOOLEANS.get(cell.strip().lower())
+
+
 def refuse_repeated(file: Path, columns: Sequence[str]) -> None:
     """Raise UserError if two columns have the same name, since one would hide the other."""
     repeated = [name for name, n in Counter(columns).items() if n > 1 and name]
@@ -91,25 +96,22 @@ def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int
     flags = [
         name
         for name in columns
-        if key(name) not in FLAGS and all(cells[name].strip().lower() in BOOLEANS for _, cells in rows)
+        if key(name) not in FLAGS and all(boolean(cells[name]) is not None for _, cells in rows)
     ]
     if len(flags) < 2 or not rows:
         return None
-    alone, columns = len(flags) == len(columns), flags
-    if not alone and any(sum(BOOLEANS[cells[name].strip().lower()] for name in flags) != 1 for _, cells in rows):
+    given = {line: [name for name in flags if boolean(cells[name])] for line, cells in rows}
+    if len(flags) < len(columns) and any(len(names) != 1 for names in given.values()):
         return None
-    labels = {}
-    for line, cells in rows:
-        names = [name for name in columns if BOOLEANS[cells[name].strip().lower()]]
+    for line, names in given.items():
         if len(names) != 1:
             classes = f"classes {listed(names)}" if names else "no class"
             raise UserError(
-                f"{file}:{line}: the columns {listed(columns)} give this image {classes}; exactly one class per image "
+                f"{file}:{line}: the columns {listed(flags)} give this image {classes}; exactly one class per image "
                 "is supported: correct the row, write a column label with the class to learn, or learn several labels "
                 "per image with --set data.task=multi-label"
             )
-        labels[line] = names[0]
-    return labels
+    return {line: names[0] for line, names in given.items()}
 
 
 def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -172,7 +174,7 @@ def _word(file: Path, line: int, cell: str) -> str:
 
 def _flagged(file: Path, line: int, cells: dict[str, str]) -> str:
     """The split of a row with flags; what no flag claims is train, or the first of test and valid without a flag."""
-    flags = {FLAGS[key(name)]: BOOLEANS[cell.strip().lower()] for name, cell in cells.items()}
+    flags = {FLAGS[key(name)]: boolean(cell) for name, cell in cells.items()}
     claims = [split for split, flag in flags.items() if flag]
     if len(claims) > 1:
         raise UserError(f"{file}:{line}: {listed(list(cells))} put this image into {listed(claims)}; correct the row")

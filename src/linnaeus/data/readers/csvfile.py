@@ -71,23 +71,8 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
     """The table of rows that were read from files. Raises UserError if an image does not exist."""
     paths = tuple(path for part in parts for path in locate(part))
     folder = parts[0].file.absolute().parent
-    labels: np.ndarray
-    notes: list[str] = []
-    if any(part.sets is not None for part in parts):
-        # Files with and without several labels can be mixed: a single label is a set of one.
-        sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
-        classes = occurring(sets)
-        labels, names, spelled = indicator(sets, classes), classes, True
-    else:
-        texts = [label for part in parts for label in part.labels]
-        texts, numbers = (texts, []) if any(part.exact for part in parts) else whole_numbers(texts)
-        classes = natural_order(texts)
-        position = {name: k for k, name in enumerate(classes)}
-        labels = np.array([position[text] for text in texts], dtype=np.int64)
-        names, notes = _names(folder, classes, zip(texts, paths, strict=True))
-        notes = [*numbers, *notes]
-        spelled = names == classes
-    if spelled:
+    labels, classes, names, notes = _resolve_labels(parts, paths, folder)
+    if names == classes:
         # Classes stay in lower case, since models of earlier versions have them so.
         written = {name: text for part in parts for name, text in part.names.items()}
         names = tuple(written.get(name, name) for name in classes)
@@ -110,6 +95,23 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         notes=(*(note for part in parts for note in part.notes), *notes),
     )
     return without_repeats(table)
+
+
+def _resolve_labels(
+    parts: list[Rows], paths: Sequence[str], folder: Path
+) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], list[str]]:
+    """(labels, (n,) int64 or (n, classes) bool; classes; display names; notes on them)."""
+    if any(part.sets is not None for part in parts):
+        # Files with and without several labels can be mixed: a single label is a set of one.
+        sets = [names for part in parts for names in (part.sets if part.sets is not None else zip(part.labels))]
+        classes = occurring(sets)
+        return indicator(sets, classes), classes, classes, []
+    texts = [label for part in parts for label in part.labels]
+    texts, numbers = (texts, []) if any(part.exact for part in parts) else whole_numbers(texts)
+    classes = natural_order(texts)
+    position = {name: k for k, name in enumerate(classes)}
+    names, notes = _names(folder, classes, zip(texts, paths, strict=True))
+    return np.array([position[text] for text in texts], dtype=np.int64), classes, names, [*numbers, *notes]
 
 
 def _names(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order
-from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, key, one_hot
+from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, boolean, key, one_hot
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -82,7 +82,7 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
     # Columns such as is_train are 0/1 too, but state the split.
     about_splits = [name for name in others if key(name) in FLAGS or key(name) in SPLIT]
     flags = [name for name in others if name not in about_splits and values[name] <= BOOLEANS.keys()]
-    by_line = {line: tuple(name for name in flags if BOOLEANS[cells[name].strip().lower()]) for line, cells in rows}
+    by_line = {line: tuple(name for name in flags if boolean(cells[name])) for line, cells in rows}
     if not flags or (task is None and all(len(labels) < 2 for labels in by_line.values())):
         return None
     # CheXpert marks uncertain labels by -1: reading them as 0 would teach mistakes.
