@@ -57,7 +57,7 @@ class ReferenceModel:
         parts: list[Scores] = []
         with self.console.progress(f"answers of the {owner}") as advance:
             for square in self.samples.squares():
-                parts.append(finite_scores(run, square))
+                parts.append(finite_scores(run.scores, square))
                 advance(sum(len(part.logits) for part in parts), len(self.samples))
         return Scores.joined(parts)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast, overload
 
@@ -18,7 +17,7 @@ import torch
 from PIL.Image import Image as PillowImage
 from torch import nn
 
-from linnaeus.data.batches import Batch, Batches
+from linnaeus.data.batches import Batches
 from linnaeus.data.class_names import class_name
 from linnaeus.data.images.color_loss import ColorLoss
 from linnaeus.data.images.decode import UnreadableError
@@ -26,13 +25,14 @@ from linnaeus.device import choose_device, steady_heap
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
 from linnaeus.inference.decoding_ahead import decoded_batches
-from linnaeus.inference.forward import answer, local_batches
+from linnaeus.inference.feature_batches import outputs_of
+from linnaeus.inference.forward import local_batches
 from linnaeus.inference.in_memory import expanded, is_folder, is_several
 from linnaeus.inference.measured_images import MeasuredFigures
 from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.perceptual import AlteredCopies
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
-from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner, finite_scores
+from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner
 from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import figures
@@ -45,6 +45,7 @@ from linnaeus.modelfile.safetensors import ModelFile, describe, model_path, read
 from linnaeus.modelfile.schema import read_calibration
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network, wrap
+from linnaeus.stores.samples import Samples
 
 BATCH = 32
 UNCALIBRATED = (
@@ -241,10 +242,8 @@ class Classifier:
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
 
-        def crop(batch: Batch) -> torch.Tensor:
-            return self.preprocessing.crop(batch.pixels, batch.shapes)
-
-        outputs = answer(partial(finite_scores, self.run), self.batches(images, group), crop, group)
+        samples = Samples(images.rows, images.labels)
+        outputs = outputs_of(self.run, self.preprocessing, samples, self.batches(images, group), group)
         return replace(outputs, groups=images.table.group_numbers(images.indices))
 
     def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:

@@ -130,9 +130,8 @@ def evaluate_model(
         if classifier.preprocessing.resize == classifier.preprocessing.size:
             console.say("the network sees the whole image, so no crops are evaluated, only the mirrored view")
         batches = classifier.batches(images, group)
-        views = answer_views(
-            partial(finite_scores, classifier.run), classifier.preprocessing, batches, classifier.temperature, group
-        )
+        scores = partial(finite_scores, classifier.run.scores)
+        views = answer_views(scores, classifier.preprocessing, batches, classifier.temperature, group)
     apart = None if images.validation is None else classifier.outputs(images.validation, group)
     if not group.is_main:
         return None

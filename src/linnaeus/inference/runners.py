@@ -5,7 +5,7 @@ A runner also computes the distance of an image from what the model was trained 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,12 +48,19 @@ def to_numpy(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def network_scores(
-    network: Network, references: np.ndarray | None, x: Tensor, thumbnails: Thumbnails | None = None
+    network: Network,
+    references: np.ndarray | None,
+    x: Tensor,
+    thumbnails: Thumbnails | None = None,
+    start: str | None = None,
 ) -> Scores:
-    """Scores of normalized images x (N, C, H, W); without references (m, features) they have no distances."""
+    """Scores of normalized images x (N, C, H, W); without references (m, features) they have no distances.
+
+    With `start`, x is what enters that stage, and there are no thumbnails.
+    """
     if references is None:
-        return Scores(to_numpy(network(x)), None)
-    features, logits = network.features_and_logits(x)
+        return Scores(to_numpy(network.run(x, start)), None)
+    features, logits = network.features_and_logits(x, start)
     distance = distances(to_numpy(features), references)
     if thumbnails is not None:
         distance = thumbnails.farther(distance, to_numpy(thumbnails_of(x)))
@@ -114,6 +121,12 @@ class TorchRunner:
         references, thumbnails = (None, None) if detector is None else (detector.references, detector.thumbnails)
         return network_scores(self.network, references, x, thumbnails)
 
+    @torch.inference_mode()
+    def scores_of_features(self, features: Tensor) -> Scores:
+        """Scores of what enters the head, for images without thumbnails."""
+        references = None if self.detector is None else self.detector.references
+        return network_scores(self.network, references, features, start=self.network.stages[-1])
+
 
 class OnnxRunner:
     """An ONNX Runtime session of a file that `export` wrote.
@@ -147,9 +160,9 @@ class OnnxRunner:
         return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]
 
 
-def finite_scores(run: Runner, images: Tensor) -> Scores:
-    """The scores of `run`. Raises UserError if a logit is not finite: a figure must not count it as an answer."""
-    scores = run.scores(images)
+def finite_scores(score: Callable[[Tensor], Scores], images: Tensor) -> Scores:
+    """The scores of images. Raises UserError if a logit is not finite: a figure must not count it as an answer."""
+    scores = score(images)
     broken = int((~np.isfinite(scores.logits).all(1)).sum())
     if broken:
         raise UserError(f"{broken} of {len(scores.logits)} images: {NOT_FINITE}")

@@ -148,10 +148,10 @@ class Network(nn.Module):
         """Images (N, channels, H, W) -> what the head sees, pooled, (N, F)."""
         return self.features(self.run(x, stop=self.stages[-1]))
 
-    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`pooled_features` and the logits (N, classes), with a single pass through the network."""
+    def features_and_logits(self, x: Tensor, start: str | None = None) -> tuple[Tensor, Tensor]:
+        """`pooled_features` and the logits (N, classes), with a single pass through the stages from `start` on."""
         head = self.stages[-1]
-        below = self.run(x, stop=head)
+        below = self.run(x, start, stop=head)
         return self.features(below), self.run(below, start=head)
 
     @property

@@ -68,6 +68,8 @@ class StoreSpec:
     """The executor that computes the rows: an unfinished store of another executor is not continued."""
     images: tuple[str, ...] = ()
     """The stores of the images that the rows are of, by which `purge` finds them."""
+    exact: bool = False
+    """Whether the rows are float32 in any case."""
 
     @property
     def name(self) -> str:
@@ -108,8 +110,8 @@ def build_activations(
         entry = cache.find(spec.name)
         if entry is not None:
             return _open(entry)
-        # float16 halves the store; float32 only where values exceed its range.
-        for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
+        # float16 halves the store; float32 only where values exceed its range, or every bit counts.
+        for dtype in (np.dtype(np.float16), np.dtype(np.float32))[spec.exact :]:
             cache.room(spec.name, spec.n * spec.row_bytes(dtype))
             try:
                 with cache.building(spec.name) as folder:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Subset
+from linnaeus.data.batches import Batch, Batches, Partition, Rows, Subset
 from linnaeus.data.order import order
-from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.environment import cache_dir
 from linnaeus.models import Network
-from linnaeus.models.executors import Executor, FrozenPart, choose_executor, int8_executor
+from linnaeus.models.executors import Executor, FrozenPart, choose_executor, exact_executor, int8_executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import (
     ActivationStore,
@@ -33,16 +32,15 @@ from linnaeus.stores.activations import (
     image_stores,
 )
 from linnaeus.stores.distributed import build_with_group
-from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.stores.resident import in_memory
 from linnaeus.stores.samples import EarlierRows, Samples
 from linnaeus.stores.takeover import PartlyStored
 
 BATCH = 32  # images through the frozen part at once: more is not faster on a CPU
 GPU_BATCH = 256
+EXACT_BATCH = 16  # fewer images at once are slower; more take more memory and are not faster
 CALIBRATION_IMAGES = 64  # that set the ranges of int8
 TRIAL_IMAGES = 16  # that an executor is tried with: fewer take a slow path of torch on one thread
-RESIDENT = 0.25  # share of a GPU's free memory that rows may fill
-SMALL = 32 << 20  # bytes of rows that are loaded into memory on CPU: more would make memory grow with the images
 
 Prepare = Callable[[Batch], Tensor]
 """Batch of rows -> input of the network or of its next stage."""
@@ -98,6 +96,9 @@ class FrozenStages:
     """The training images, some of which calibrate int8; None: the stages run in floating point."""
     bf16: bool = False
     """Whether to try convolutions in bfloat16."""
+    exact: str = ""
+    """A key of what may change a bit, such as the number of threads, where the rows must have every bit that the
+    network computes in evaluation; empty where they are made fast."""
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
     """(stages, checksum of their weights) -> executor: a later phase may freeze what an earlier one trained."""
     made_by: dict[str, str] = field(default_factory=dict)
@@ -130,7 +131,8 @@ class FrozenStages:
     @property
     def batch(self) -> int:
         """Images through the frozen part at once."""
-        return BATCH if self.device.type == "cpu" else GPU_BATCH
+        on_cpu = EXACT_BATCH if self.exact else BATCH
+        return on_cpu if self.device.type == "cpu" else GPU_BATCH
 
     def executor(self, cut: str, sample: Tensor, images: int) -> Executor:
         """The executor of all stages below `cut`, chosen once per run.
@@ -165,7 +167,8 @@ class FrozenStages:
             if not all(self.group.all_gather(store is not None)):
                 sample = prepare(self._first_batch(samples))
                 executor = self._executor(part, sample, len(samples))
-                spec = StoreSpec(len(samples), tuple(executor(sample[:1]).shape[1:]), text, executor.name, images)
+                shape = self._shape(part, executor, sample[:1])
+                spec = StoreSpec(len(samples), shape, text, executor.name, images, bool(self.exact))
                 computed = _CutRows(samples, prepare, executor, self.batch, self.device)
                 source = computed if earlier is None else self._taking_over(earlier, key, computed)
                 with self.console.progress(f"{label}, {part.title}") as advance:
@@ -177,6 +180,11 @@ class FrozenStages:
         assert isinstance(samples.rows, ActivationStore)
         return in_memory(samples.rows, self.device)
 
+    def _shape(self, part: FrozenPart, executor: Executor, image: Tensor) -> tuple[int, ...]:
+        """The shape of a row, by one image, which the exact executor would fill up to a whole batch."""
+        with torch.no_grad():
+            return tuple((part(image) if self.exact else executor(image)).shape[1:])
+
     def _taking_over(self, earlier: EarlierRows, key: dict[str, Any], computed: _CutRows) -> RowSource:
         """Rows from the store of an earlier run where it has them; `computed` alone where there is no such store."""
         earlier_key = {name: value for name, value in key.items() if name != "taken over"}
@@ -187,7 +195,7 @@ class FrozenStages:
         if store is None:
             return computed
         source = PartlyStored(store, earlier.positions, computed)
-        if earlier.exact and not (store.made_by == computed.executor.name and source.reproduces()):
+        if (earlier.exact or self.exact) and not (store.made_by == computed.executor.name and source.reproduces()):
             return computed
         kept = int((earlier.positions >= 0).sum())
         self.console.detail(f"{kept} of {len(earlier.positions)} rows are reused from an earlier store")
@@ -208,6 +216,8 @@ class FrozenStages:
             key["int8"] = content_key(self.int8.rows)
         if self.bf16:
             key["bf16"] = True
+        if self.exact:
+            key["exact"] = self.exact
         return key | variant
 
     def _key_of_part(self, part: FrozenPart) -> dict[str, Any]:
@@ -222,8 +232,10 @@ class FrozenStages:
     def _executor(self, part: FrozenPart, sample: Tensor, images: int) -> Executor:
         key = part.title, part.checksum
         if key not in self.executors:
+            if self.exact:
+                self.executors[key] = exact_executor(part, self.batch)
             # The stages above a store are few: rounding them gains little.
-            if self.int8 is not None and part.start is None:
+            elif self.int8 is not None and part.start is None:
                 self.executors[key] = int8_executor(part, self._calibration_images(self.int8))
             else:
                 self.executors[key] = self._choose(part, sample[:TRIAL_IMAGES], images)
@@ -259,20 +271,3 @@ class FrozenStages:
 def stored(batch: Batch) -> Tensor:
     """The rows of an activation store as input of the next stage: only their precision changes."""
     return batch.pixels.float()
-
-
-def in_memory(store: ActivationStore, device: torch.device) -> Rows:
-    """All rows of the store in the device's memory where there is room, else the store on the disk."""
-    if store.nbytes > (SMALL if device.type == "cpu" else RESIDENT * free_memory(device)):
-        return store
-    return Resident(torch.from_numpy(np.array(store.array)).to(device))
-
-
-def on_device(rows: Rows, device: torch.device) -> Rows:
-    """Rows of one shape in a GPU's memory where there is room, so that no batch crosses the bus. On CPU unchanged."""
-    if device.type != "cuda" or not isinstance(rows, PixelStore) or rows.uniform is None or rows.failed:
-        return rows
-    if rows.nbytes > RESIDENT * free_memory(device):
-        return rows
-    pixels, _ = rows.gather(np.arange(len(rows)))
-    return Resident(torch.from_numpy(pixels).to(device))

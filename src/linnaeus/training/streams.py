@@ -20,7 +20,8 @@ from linnaeus.models.executors import Executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.activations import ActivationStore
-from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, on_device, stored
+from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, stored
+from linnaeus.stores.resident import on_device
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phase import Stream

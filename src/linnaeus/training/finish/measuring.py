@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from linnaeus.inference.feature_batches import feature_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
 from linnaeus.metrics.calibration import FEWEST_FITTING
@@ -14,6 +15,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.thumbnails import Thumbnails
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
+from linnaeus.stores.frozen import stored
 from linnaeus.training.finish.evaluation import FinalEvaluation
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.unknown import recognition, references_of, small_thumbnails, training_features
@@ -21,7 +23,7 @@ from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
 BATCH = 64
-"""Images at once in the final evaluation."""
+"""Images at once in the final evaluation, where their features are not stored."""
 AnyEvaluation = FinalEvaluation | LabelEvaluation
 
 
@@ -70,9 +72,13 @@ def _outputs(
     for split in ("valid", "test"):
         if split in prepared.samples:
             samples = prepared.samples[split]
-            batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
             # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
             scores = partial(network_scores, network, references, thumbnails=thumbnails)
-            out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+            features = feature_batches(network, preprocessing, samples, engine.device, engine, prepared.console)
+            if features is None:
+                batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
+                out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+            else:
+                out = answer(partial(scores, start=network.stages[-1]), features, stored, engine)
             outputs[split] = replace(out, groups=samples.groups)
     return outputs
