@@ -76,6 +76,9 @@ def test_one_class():
         (("ice cream", "ice_cream", "ice-cream"), "spaces, hyphens or underscores"),
         (("ﬁr", "fir"), "Unicode form"),
         (("Sweet Pea", "sweet_pea"), "case, spaces"),
+        (("cat", "cat\u200b"), "Unicode form"),
+        (("cat", "cat - Copy", "cat (1)"), "the mark of a copy"),
+        (("1", "01"), "leading zeros"),
     ],
 )
 def test_similar_names(classes: tuple[str, ...], difference: str):
@@ -133,7 +136,7 @@ def test_a_single_spelling_is_no_finding(tmp_path: Path):
 def test_sources_that_training_rejects_can_be_checked(tmp_path: Path):
     write_scenes(tmp_path / "train", ("Rose", "mallow"), each=3)
     write_scenes(tmp_path / "valid", ("rose", "mallow"), each=3)
-    with pytest.raises(UserError, match="in valid but not in train"):
+    with pytest.raises(UserError, match="valid and train spell classes differently"):
         open_source(tmp_path)
     found = summary(table_findings(open_source(tmp_path, lenient=True)))
     assert ("missing-class", "error", ("rose",)) in found

@@ -73,3 +73,106 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path):
     (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(UnreadableError, match="git lfs pull"):
         decode(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ("a/1.jpg, b/1.jpg, loose.jpg", "1 image outside of the class folders is not used, such as loose.jpg"),
+        (
+            "train/a/1.jpg, train/b/1.jpg, train/2.jpg, val/a/3.jpg",
+            "outside of the class folders is not used, such as train/2",
+        ),
+        (
+            "train/a/1.jpg, train/b/1.jpg, valid/a/1.jpg, more/a/2.jpg",
+            "what lies beside the splits is not used: 'more'",
+        ),
+        (
+            "a/1.png, a/1_mask.png, b/1.png, b/1_mask_1.png",
+            "2 images of the class folders are named like masks of others",
+        ),
+        ("a/x (1).png, a/x (1)_mask.png, b/1.png", "1 image of the class folders is named like masks of others"),
+        ("a/1.png, b/1.png, no_label/1.png", "'no_label' is taken for a class; if its images have no label"),
+        ("animal/cat/1.png, plant/oak/1.png", "the folders inside, such as animal/cat, are not"),
+    ],
+)
+def test_what_is_not_used_or_doubtful_is_said(tmp_path: Path, files: str, note: str):
+    assert any(note in line for line in open_source(lay(tmp_path, *files.split(", "))).notes)
+
+
+def test_names_that_are_no_masks(tmp_path: Path):
+    table = open_source(lay(tmp_path, "mask/1_mask.png", "mask/2_mask.png", "gt/1.png", "gt/gt.png"))
+    assert table.notes == ()
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.jsonl"])
+def test_a_table_beside_class_folders_is_pointed_out(tmp_path: Path, name: str):
+    lay(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg")
+    (tmp_path / name).write_text("name,label\ntrain/a/1.jpg,b\n")
+    (tmp_path / "times.csv").write_text("epoch,loss\n1,2\n")
+    (note,) = open_source(tmp_path).notes
+    assert f"{name} is not used, because the class folders give the labels" in note
+
+
+def test_lists_of_splits_as_csv_beside_class_folders(tmp_path: Path):
+    lay(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
+    (tmp_path / "train.csv").write_text("path,label\na/1.jpg,a\nb/1.jpg,b\n")
+    (tmp_path / "val.csv").write_text("path,label\na/2.jpg,a\n")
+    assert open_source(tmp_path).split.tolist() == ["train", "train", "valid"]
+    (tmp_path / "val.csv").write_text("path\na/2.jpg\n")  # without labels, as for a competition
+    assert open_source(tmp_path).split.tolist() == [""] * 4
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "flags"])
+def test_a_table_among_the_images_of_each_split(tmp_path: Path, form: str):
+    """As Hugging Face's imagefolder and Roboflow have it."""
+    for split in ("train", "test"):
+        lay(tmp_path, f"{split}/1.jpg", f"{split}/2.jpg")
+        name, text = {
+            "csv": ("metadata.csv", "file_name,label\n1.jpg,a\n2.jpg,b\n"),
+            "jsonl": (
+                "metadata.jsonl",
+                '{"file_name": "1.jpg", "label": "a"}\n\n{"label": "b", "file_name": "2.jpg"}\n',
+            ),
+            "flags": ("_classes.csv", "filename, a, b\n1.jpg,1,0\n2.jpg,0,1\n"),
+        }[form]
+        (tmp_path / split / name).write_text(text)
+    table = open_source(tmp_path)
+    assert table.classes == ("a", "b")
+    samples = [(table.sample_id(i), table.labels_of(i)[0], str(table.split[i])) for i in range(len(table))]
+    assert sorted(samples) == [
+        ("test/1.jpg", "a", "test"),
+        ("test/2.jpg", "b", "test"),
+        ("train/1.jpg", "a", "train"),
+        ("train/2.jpg", "b", "train"),
+    ]
+
+
+def test_a_table_in_the_folder_of_its_images(tmp_path: Path):
+    lay(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.jpg,a\n2.jpg,b\n")
+    assert open_source(tmp_path).classes == ("a", "b")
+
+
+def test_json_lines_with_several_labels_and_mistakes(tmp_path: Path):
+    lay(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    lines = [
+        '{"path": "1.jpg", "labels": ["a", "b"]}',
+        '{"path": "2.jpg", "labels": ["a"]}',
+        '{"path": "3.jpg", "labels": []}',
+    ]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    table = open_source(tmp_path / "l.jsonl")
+    assert [table.labels_of(i) for i in range(3)] == [("a", "b"), ("a",), ()]
+    for line, message in (("{", "l.jsonl:1: not JSON"), ("[1]", "l.jsonl:1: not an object")):
+        (tmp_path / "l.jsonl").write_text(line)
+        with pytest.raises(UserError, match=message):
+            open_source(tmp_path / "l.jsonl")
+
+
+@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("red fox", "red_fox")])
+def test_classes_that_splits_spell_differently(tmp_path: Path, one: str, other: str):
+    with pytest.raises(
+        UserError, match=f"valid and train spell classes differently: '{one}' in train is '{other}' here"
+    ):
+        open_source(lay(tmp_path, f"train/{one}/1.jpg", "train/b/1.jpg", f"valid/{other}/1.jpg", "valid/b/1.jpg"))

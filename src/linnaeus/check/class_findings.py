@@ -17,6 +17,7 @@ from linnaeus.text import percent
 FEW_TO_LEARN = 10  # training images of a class
 FEW_TO_MEASURE = 5  # images of a class in valid or test; one error is then a fifth of its recall
 FEW_IN_ALL = 100  # images in valid or test; the 95 % interval of an accuracy of 90 % is then 83 % to 94 %
+COPY = re.compile(r"(\s*-\s*copy|\s+copy)?(\s*\([0-9]+\))?$", re.IGNORECASE)  # as file managers name a copied folder
 IMBALANCE = 10  # ratio of the largest class to the smallest
 
 
@@ -101,16 +102,19 @@ def ignored_files(table: Table) -> list[Finding]:
     """Files and folders of the source that are no samples."""
     if not table.ignored:
         return []
-    files = [name.rpartition("/")[2] for name in table.ignored]
+    files = [name.rstrip("/").rpartition("/")[2] + "/" * name.endswith("/") for name in table.ignored]
     suffixes = Counter(f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else name for name in files)
     most_common = listed([suffix for suffix, _ in suffixes.most_common()])
-    detail = f"{len(table.ignored)} files or folders that are hidden or hold no images: {most_common}"
+    detail = f"{len(table.ignored)} files or folders that are hidden, no images or in no class folder: {most_common}"
     return [Finding("ignored", "info", table.ignored, (), detail)]
 
 
 def _skeleton(name: str) -> str:
-    """A name without case, compatibility forms, and the characters between its words."""
-    return re.sub(r"(?<=\w)[\s_\-]+(?=\w)", " ", unicodedata.normalize("NFKC", name).casefold())
+    """A name without case, compatibility forms, invisible characters, the mark of a copy, leading zeros, and the
+    characters between its words."""
+    text = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
+    text = COPY.sub("", text.strip()) or text
+    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"(?<=\w)[\s_\-]+(?=\w)", " ", text))
 
 
 def _difference(names: list[str]) -> str:
@@ -118,7 +122,9 @@ def _difference(names: list[str]) -> str:
         return "case"
     if len({re.sub(r"[\s_\-]+", " ", name) for name in names}) == 1:
         return "spaces, hyphens or underscores"
-    return "case, spaces or Unicode form"
+    if len({COPY.sub("", name.strip()) for name in names}) == 1:
+        return "the mark of a copy"
+    return "case, spaces, leading zeros or Unicode form"
 
 
 def _form(text: str) -> str:

@@ -19,8 +19,9 @@ from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, li
 from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.readers.foreign_files import foreign_file
 from linnaeus.data.readers.labels import with_task
+from linnaeus.data.readers.unused import holds_labels, names_images
 from linnaeus.data.readers.webdataset import is_shard
-from linnaeus.data.table import SPLITS, Table, checked
+from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
 from linnaeus.errors import UserError
 
 LISTS = {
@@ -28,7 +29,7 @@ LISTS = {
     "valid": ("valid.txt", "val.txt", "val_list.txt", "valid_list.txt"),
     "test": ("test.txt", "test_list.txt"),
 }
-CSVS = (".csv", ".tsv")
+CSVS = (".csv", ".tsv", ".jsonl")
 
 
 def open_source(
@@ -149,18 +150,40 @@ def _open_folder(
     meta = path / "meta"  # Food-101 as published: meta/train.txt beside images/
     if "images" in names and tree.is_file(meta / "train.txt"):
         return _open_lists(source, meta, {}, tree.names(meta), group, labels)
-    beside = _labels_beside_images(path, names)
-    if beside is not None:
-        table = csvfile.open_csv(source, {"": beside}, group, labels)
-        return dataclasses.replace(table, notes=(f"labels are read from {beside}", *table.notes))
+    tables = _tables_of_splits(path, names)
+    if not tables and (beside := _labels_beside_images(path, names)) is not None:
+        tables = {"": beside}
+    if tables:
+        table = csvfile.open_csv(source, tables, group, labels)
+        notes = (f"labels are read from {', '.join(map(str, tables.values()))}", *table.notes)
+        return dataclasses.replace(table, notes=notes, root=str(path.absolute()))
     return folder.open_folder(source, path, lenient=lenient)
+
+
+def _tables_of_splits(path: Path, names: set[str]) -> dict[str, Path]:
+    """Split -> its CSV: train.csv beside valid.csv or test.csv, or a CSV among the images of the folder of each."""
+    beside = {SPLIT_NAMES[name[:-4].lower()]: path / name for name in sorted(names) if _is_split(name, ".csv")}
+    beside = {split: table for split, table in beside.items() if holds_labels(table)}
+    if "train" in beside and len(beside) > 1:
+        return beside
+    inside = {}
+    for name in sorted(name for name in names if _is_split(name, "") and _has_images(path / name)):
+        tables = [file for file in sorted(tree.names(path / name)) if file.lower().endswith(CSVS)]
+        if len(tables) == 1 and names_images(path / name / tables[0]):
+            inside[SPLIT_NAMES[name.lower()]] = path / name / tables[0]
+    return inside if "train" in inside else {}
+
+
+def _is_split(name: str, suffix: str) -> bool:
+    return name.lower().endswith(suffix) and name.lower().removesuffix(suffix) in SPLIT_NAMES
 
 
 def _labels_beside_images(path: Path, names: set[str]) -> Path | None:
     """The CSV with the labels of a folder whose images lie in a folder such as `images`, not in class folders."""
     tables = sorted(name for name in names if name.lower().endswith(CSVS))
     places = [path / name for name in sorted(names) if name.lower() in (*listfile.IMAGE_FOLDERS, *SPLITS)]
-    if not tables or not any(_has_images(place) for place in places):
+    flat = _has_images(path) and not any(tree.is_folder(path / name) for name in names if not name.startswith("."))
+    if not tables or not (flat or any(_has_images(place) for place in places)):
         return None
     usual = [name for name in tables if Path(name).stem.lower() in ("train", "labels", "train_labels", "metadata")]
     if len(tables) > 1 and len(usual) != 1:

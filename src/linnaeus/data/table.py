@@ -13,6 +13,7 @@ import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.class_names import listed
+from linnaeus.data.display_names import match
 from linnaeus.errors import UserError, visible
 
 if TYPE_CHECKING:
@@ -233,6 +234,13 @@ def checked(table: Table) -> Table:
     for split in ("valid", "test"):
         lost = [table.classes[i] for i in np.flatnonzero(counts.get(split, learned * 0) * (learned == 0))]
         if lost:
+            learned_names = [table.classes[i] for i in np.flatnonzero(learned)]
+            similar = [f"{other!r} in train is {name!r} here" for name, other in match(lost, learned_names).items()]
+            if similar:
+                raise UserError(
+                    f"{source}: {split} and train spell classes differently: {', '.join(similar[:5])}; "
+                    "give each class one name"
+                )
             subject = f"class {listed(lost)} is" if len(lost) == 1 else f"classes {listed(lost)} are"
             raise UserError(
                 f"{source}: {subject} in {split} but not in train; add training images, "

@@ -93,6 +93,8 @@ def open_images(
     images = group.local_main_first(lambda: classifier.images(source, split))
     if len(set(group.all_gather((images.table.fingerprint(), images.indices.tobytes())))) > 1:
         raise UserError(f"{source}: is not the same on all machines; copy it to each of them again")
+    for note in images.table.notes:
+        console.say(f"data      {note}")
     for line in folded((path, f"{reason}; left out") for path, reason in images.left_out):
         console.warn(line)
     for line in (*images.notes(), classifier.color_line(images)):

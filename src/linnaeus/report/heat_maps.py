@@ -80,7 +80,7 @@ def heat_maps(classifier: Classifier) -> Callable[[Table], HeatMap]:
 
     def of_table(table: Table) -> HeatMap:
         def draw(i: int) -> np.ndarray | None:
-            (prediction,) = classifier.predict([table.image(i)])
+            (prediction,) = classifier.stream([table.image(i)])  # `predict` would warn of lost color for each image
             if prediction.image is None:
                 return None
             (explanation,) = explain(classifier, [prediction], stages=stages)

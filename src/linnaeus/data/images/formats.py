@@ -20,7 +20,7 @@ _SUFFIXES = """.jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp 
 .ppm .pgm .pbm .pnm .pfm .tga .heic .heif"""  # HEIC is listed so that it is reported where its extra is missing
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
-LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN"))
+LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 """Folders that operating systems create beside those of the user."""
 
 HEIC = 'HEIC needs pip install "linnaeus[heic]"; or convert it: magick mogrify -format jpg *.heic'

@@ -22,6 +22,7 @@ from linnaeus.data.readers.columns import (
     refuse_repeated,
     splits_of,
 )
+from linnaeus.data.readers.jsonlines import json_records
 from linnaeus.data.readers.labels import indicator, occurring, read_labels
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
 from linnaeus.data.readers.repeats import whole_numbers, without_repeats
@@ -196,6 +197,8 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
 
     Spreadsheets may announce the separator: `sep=;`.
     """
+    if path.suffix.lower() == ".jsonl":
+        return json_records(path)
     text, first = read_text(path), 1
     head = text.split("\n", 1)[0].strip()
     if announced := re.fullmatch(r'"?sep=(.)"?', head, re.IGNORECASE):

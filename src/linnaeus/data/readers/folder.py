@@ -18,6 +18,7 @@ from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
 from linnaeus.data.readers.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
+from linnaeus.data.readers.unused import doubtful_notes, unused_notes
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, visible
 
@@ -47,6 +48,8 @@ class Scan:
     root: str
     ignored: list[str] = field(default_factory=list)
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, name of a class folder)
+    loose: list[str] = field(default_factory=list)  # images outside of the class folders
+    aside: list[str] = field(default_factory=list)  # folders beside the splits
 
     def pass_over(self, path: str, mark: str = "") -> None:
         """List a file in `ignored`; a folder has the `mark` "/"."""
@@ -88,6 +91,8 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
         scan.pass_over(where, "/")
     images = {key: files for key, files in images.items() if files}
     shown = display_names(path, natural_order(name for _, name in images))
+    notes += unused_notes(root, scan.loose, scan.aside, parts.values())
+    notes += doubtful_notes((name, files) for (_, name), files in images.items())
     position = {name: k for k, name in enumerate(shown.classes)}
     counts = [len(files) for files in images.values()]
     table = Table(
@@ -148,8 +153,8 @@ def _parts(scan: Scan) -> dict[str, str]:
     refuse_unnamed_split(scan.root, [entry.name for entry in others])
     for entry in others:
         scan.pass_over(entry.path, "/")
-    for entry in scan.entries(scan.root)[1]:
-        scan.pass_over(entry.path)
+        scan.aside.append(entry.path)
+    _pass_over_files(scan, scan.entries(scan.root)[1])
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
@@ -173,8 +178,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     """Class name -> sorted images, for the class folders in `folder`."""
     folders, files = scan.entries(folder)
-    for entry in files:
-        scan.pass_over(entry.path)
+    _pass_over_files(scan, files)
     images_by_class: dict[str, list[str]] = {}
     for entry in folders:
         name = class_name(entry.name)
@@ -183,6 +187,14 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
             raise UserError(f"{entry.path!r}: the name of this class folder is blank; rename it")
         images_by_class.setdefault(name, []).extend(sorted(_images(scan, entry.path)))
     return images_by_class
+
+
+def _pass_over_files(scan: Scan, files: list[os.DirEntry[str]]) -> None:
+    """Files that lie in no class folder."""
+    for entry in files:
+        scan.pass_over(entry.path)
+        if _is_image(entry):
+            scan.loose.append(entry.path)
 
 
 def _images(scan: Scan, top: str) -> list[str]:

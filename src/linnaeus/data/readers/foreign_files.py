@@ -21,7 +21,7 @@ BY_FIRST_BYTES = {
 }
 BY_SUFFIX = {
     **dict.fromkeys((".xlsx", ".xlsm", ".ods"), f"a spreadsheet: {EXPORT}"),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), f"JSON, which is not read as a source: {EXPORT}"),
+    **dict.fromkeys((".json", ".ndjson"), f"JSON, which is not read as a source: {EXPORT}"),
     **dict.fromkeys((".pkl", ".pickle"), f"a pickle, which may run code and is not opened: {EXPORT}"),
     **dict.fromkeys((".yaml", ".yml"), "a YAML file, not images: give the folder with the class folders"),
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".onnx"), "a model or weights, not images: give the images"),

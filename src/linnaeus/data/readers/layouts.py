@@ -74,8 +74,11 @@ def refuse_parts(folder: str, names: Sequence[str], inner: dict[str, set[str]]) 
 
 
 def layout_note(folder: str, names: Sequence[str], inner: dict[str, set[str]]) -> list[str]:
-    """What was understood where all class folders contain folders of the same names."""
+    """What was understood where all class folders contain only folders, above all of the same names."""
     common = _common(names, inner)
+    if not common and len(names) > 1 and all(inner.get(name) for name in names):
+        example = f"{names[0]}/{min(inner[names[0]])}"
+        return [f"classes are the folders {listed(names)} in {folder}; the folders inside, such as {example}, are not"]
     if not common:
         return []
     return [
