@@ -110,7 +110,7 @@ def test_a_subset_is_shown_under_its_own_numbers():
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "linnaeus-batches"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("linnaeus-ahead_")]
 
 
 def test_leaving_early_ends_the_thread():

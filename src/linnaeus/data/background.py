@@ -1,13 +1,18 @@
-"""A value that is computed in the background until it is needed."""
+"""Values that are computed by threads until they are needed."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Value = TypeVar("Value")
+Progress = Callable[[int, int], None]
+"""progress(done, total)"""
+PER_THREAD = 4  # values in work at once: they keep the threads busy, and more would only take memory
 
 
 def ahead(make: Callable[[], Value]) -> Future[Value]:
@@ -22,3 +27,31 @@ def ahead(make: Callable[[], Value]) -> Future[Value]:
 
     threading.Thread(target=work, name="linnaeus-ahead", daemon=True).start()
     return future
+
+
+def in_order(
+    compute: Callable[[int], Value],
+    start: int,
+    total: int,
+    threads: int,
+    progress: Progress | None = None,
+    *,
+    most: int | None = None,
+) -> Iterator[Value]:
+    """Yield compute(start) … compute(total - 1) in order, computed by threads a little ahead of the consumer.
+
+    At most `most` values, by default PER_THREAD for each thread, are computed or waiting. Closing the iterator early
+    ends the threads.
+    """
+    upcoming = iter(range(start, total))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="linnaeus-ahead")
+    pending: deque[Future[Value]] = deque()
+    try:
+        pending.extend(pool.submit(compute, k) for k in islice(upcoming, most or PER_THREAD * threads))
+        for done in range(start + 1, total + 1):
+            yield pending.popleft().result()
+            pending.extend(pool.submit(compute, k) for k in islice(upcoming, 1))
+            if progress is not None:
+                progress(done, total)
+    finally:
+        pool.shutdown(cancel_futures=True)

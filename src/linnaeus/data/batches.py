@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -15,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.data.background import ahead
+from linnaeus.data.background import ahead, in_order
 from linnaeus.data.order import chunks, order, part_of, repeats
 
 PLANNED_FROM = 4096
 """Samples of an epoch from which on the next one is planned in a thread; below, that takes longer than planning."""
-PREFETCHED = 2  # batches: one ready and one being read while the caller works on a third
+PREFETCHED = 3  # batches: one that the caller works on, one ready, and one being read
 
 
 class Rows(Protocol):
@@ -250,39 +248,14 @@ class Batches:
         return Batch(indices, draws, tensor, shapes[back], labels, portion)
 
     def _prefetch(self, parts: list[tuple[np.ndarray, Portion]], epoch: int) -> Iterator[Batch]:
+        def read(k: int) -> Batch:
+            return self._read(*parts[k], epoch)
+
+        # A single batch is read faster without a thread.
         if len(parts) < 2:
-            yield from (self._read(draws, portion, epoch) for draws, portion in parts)
-            return
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=PREFETCHED)
-        stop = threading.Event()
-
-        def put(item: Batch | BaseException | None) -> None:
-            while not stop.is_set():  # a plain put() would never return once the caller has stopped reading
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for draws, portion in parts:
-                    if stop.is_set():
-                        return
-                    put(self._read(draws, portion, epoch))
-                put(None)
-            except BaseException as error:
-                put(error)  # raised in the caller's thread, when the batch is requested
-
-        thread = threading.Thread(target=work, name="linnaeus-batches", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+            yield from map(read, range(len(parts)))
+        else:
+            yield from in_order(read, 0, len(parts), threads=1, most=PREFETCHED)
 
 
 @dataclass(frozen=True)

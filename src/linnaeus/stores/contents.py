@@ -10,12 +10,13 @@ import numpy as np
 
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.archives.members import ShardMembers
+from linnaeus.data.background import in_order
 from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError
 from linnaeus.data.images.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
-from linnaeus.stores.decoding import Decoding, in_order
+from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.pixels import lookup
 
 CONTENTS = "contents.npy"

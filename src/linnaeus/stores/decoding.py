@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.archives.members import ShardMembers
+from linnaeus.data.background import Progress, in_order
 from linnaeus.data.images.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.images.resize import Upright
 
-T = TypeVar("T")
-
 Row = np.ndarray | UnreadableError
 """(h, w, C) uint8, or why the image cannot be read"""
-Progress = Callable[[int, int], None]
-"""progress(done, total), in images"""
 
 
 class ImageSource(Protocol):
@@ -121,25 +115,6 @@ def signature_of_file(path: str) -> int:
 
 def _signature(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
-
-
-def in_order(
-    compute: Callable[[int], T], start: int, total: int, threads: int, progress: Progress | None = None
-) -> Iterator[T]:
-    """Yield compute(start) … compute(total - 1) in order, computed by threads a little ahead of the consumer."""
-    upcoming = iter(range(start, total))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pending: deque[Future[T]] = deque()
-    try:
-        # Four tasks per thread keep the threads busy; more would only take memory.
-        pending.extend(pool.submit(compute, k) for k in islice(upcoming, 4 * threads))
-        for done in range(start + 1, total + 1):
-            yield pending.popleft().result()
-            pending.extend(pool.submit(compute, k) for k in islice(upcoming, 1))
-            if progress is not None:
-                progress(done, total)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def select(images: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.lib import format
 
 from linnaeus.cache import Cache, OverBudgetError
+from linnaeus.data.background import Progress, in_order
 from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError
 from linnaeus.data.images.pixel_statistics import SHORT, STATISTICS, file_statistics, pixel_statistics, statistics_of
 from linnaeus.data.images.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
-from linnaeus.stores.decoding import Decoding, Progress, in_order
+from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.pixels import lookup
 
 VERSION = 5

@@ -16,9 +16,10 @@ import numpy as np
 
 from linnaeus.cache import Cache, Entry, OverBudgetError
 from linnaeus.console import Console
+from linnaeus.data.background import Progress
 from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.device import available_cores
-from linnaeus.stores.decoding import Decoding, ImageSource, Progress, Row, select, with_channels
+from linnaeus.stores.decoding import Decoding, ImageSource, Row, select, with_channels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
 from linnaeus.stores.rows import (
     ROWS,

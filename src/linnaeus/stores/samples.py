@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from linnaeus.cache import Cache
+from linnaeus.data.background import Progress
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.images.decode import RowSpec
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.stores.activations import content_key
-from linnaeus.stores.decoding import ImageSource, Progress
+from linnaeus.stores.decoding import ImageSource
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
 
