@@ -99,7 +99,7 @@ def test_other_files_are_refused(tmp_path: Path):
     path.write_bytes(made(names="[" * 9))
     with pytest.raises(UserError, match="cannot be opened"):
         load(path)
-    with pytest.raises(UserError, match=r"gone\.onnx: no such file"):
+    with pytest.raises(UserError, match=r"gone\.onnx: no such model file"):
         load(tmp_path / "gone.onnx")
 
 

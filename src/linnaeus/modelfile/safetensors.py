@@ -98,12 +98,8 @@ def write_model(path: Path, state: dict[str, Tensor], about: ModelFile) -> str:
 
     Returns the SHA-256 of the tensors, which `ModelFile.digest` has where the file is read.
     """
-    # Tensors are copied to plain contiguous memory: safetensors takes neither channels-last nor shared storage.
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in (state | about.unknown_tensors).items()
-        if not name.startswith(AUXILIARY)
-    }
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
+    tensors = {name: tensor.detach().cpu() for name, tensor in (kept | about.unknown_tensors).items()}
     header = describe(about) | {"versions": versions(about.arch["name"]), "tensors": _digest(tensors)}
     header["sha256"] = description_digest(header)
     check_description(str(path), header)  # a file that no version would read must not be written
