@@ -154,6 +154,11 @@ def test_ordinary_chunks_and_upgrades_are_accepted(server: ThreadServer):
     )
 
 
+def test_requests_sent_before_the_response_to_the_last_one_are_not_served(server: ThreadServer):
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert exchange(server, request * 50).count(b"HTTP/1.1 200") <= 1  # none if the rest is in the way of the response
+
+
 def test_responses_that_nobody_reads_are_bounded(classifier: Classifier):
     report = "x" * (16 << 20)
     request = b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import select
 import socket
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -53,6 +55,66 @@ def test_small_uploads_displace_large_ones_that_never_end():
         with pytest.raises(RefusedError):
             small.add(40)
     assert (memory.used, dict(memory.clients)) == (0, {})
+
+
+def test_a_large_upload_does_not_displace_those_of_its_size():
+    memory, ended = UploadMemory(100), list[str]()
+    with memory.reserve("a") as first, memory.reserve("a") as second, memory.reserve("b") as other:
+        for reservation, name in ((first, "first"), (second, "second"), (other, "other")):
+            reservation.end = lambda name=name: ended.append(name)
+        first.add(70)
+        with pytest.raises(RefusedError, match="too many uploads"):
+            second.add(70)
+        second.release()
+        assert ended == []
+        other.add(60)
+        assert ended == ["first"], "its client holds more than another one"
+    assert (memory.used, dict(memory.clients)) == (0, {})
+
+
+def test_an_upload_that_will_not_fit_is_refused_before_it_arrives(classifier: Classifier):
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 400000\r\n\r\n"
+    with ThreadServer(classifier, Limits(total_bytes=1_000_000, request_bytes=400_000)) as server:
+        held = [socket.create_connection((server.host, server.port), timeout=5) for _ in range(3)]
+        for connection in held:
+            connection.sendall(head + b"x")
+        refused, _, _ = select.select(held, [], [], 5)
+        assert len(refused) == 1
+        assert b"503" in refused[0].recv(100)
+        assert server.predict(png()).status_code == 200
+        for connection in held:
+            connection.close()
+
+
+def test_images_are_freed_with_their_request(classifier: Classifier):
+    """Also those of clients that leave, and unreadable ones: a reference cycle would keep them until a collection."""
+
+    async def forever(data: bytes) -> np.ndarray:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def kept(data: bytes, seconds: float) -> object:
+        service = Service(load(classifier.path))
+        await service.start()
+        if not seconds:
+            service._decoders.decode = forever  # type: ignore[method-assign]
+        uploads = [Upload("", data)]
+        image = weakref.ref(uploads[0])
+        request = asyncio.create_task(service.predict(uploads, 1, False))
+        del uploads
+        await asyncio.wait([request], timeout=seconds or 0.1)
+        request.cancel()
+        await asyncio.wait([request])
+        del request
+        await service.stop()
+        return image()
+
+    gc.disable()
+    try:
+        assert asyncio.run(kept(png(), 0)) is None
+        assert asyncio.run(kept(b"no image", 20)) is None
+    finally:
+        gc.enable()
 
 
 def test_uploads_held_open_do_not_keep_out_others(classifier: Classifier):

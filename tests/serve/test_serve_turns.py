@@ -13,7 +13,8 @@ from served import client, files, png
 
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve import pages
-from linnaeus.serve.limits import Limits
+from linnaeus.serve.limits import Limits, RefusedError
+from linnaeus.serve.upload_memory import PARSERS, UploadMemory
 from linnaeus.serve.uploads import in_turns
 
 
@@ -24,10 +25,11 @@ def test_one_chunk_is_parsed_in_a_turn_of_the_event_loop():
         for _ in range(3):
             yield b"chunk"
 
-    async def parse(lock: asyncio.Lock) -> None:
-        async with aclosing(in_turns(body(), lock)) as chunks:
-            async for _ in chunks:
-                parsed[turns] += 1
+    async def parse(memory: UploadMemory) -> None:
+        with memory.reserve() as reservation:
+            async with aclosing(in_turns(body(), reservation)) as chunks:
+                async for _ in chunks:
+                    parsed[turns] += 1
 
     async def count() -> None:
         nonlocal turns
@@ -36,13 +38,39 @@ def test_one_chunk_is_parsed_in_a_turn_of_the_event_loop():
             await asyncio.sleep(0)
 
     async def main() -> None:
-        counting, lock = asyncio.create_task(count()), asyncio.Lock()
-        await asyncio.gather(*(parse(lock) for _ in range(20)))
+        counting, memory = asyncio.create_task(count()), UploadMemory(100)
+        await asyncio.gather(*(parse(memory) for _ in range(20)))
         counting.cancel()
 
     asyncio.run(main())
     assert parsed.total() == 60
     assert max(parsed.values()) <= 3, "those of one body at most, not one of each of 20 bodies"
+
+
+def test_requests_that_wait_to_be_parsed_are_bounded():
+    """Their clients may have left: hundreds of them would wait, each with its body."""
+    parsed, refused = list[int](), list[RefusedError]()
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield b"chunk"
+
+    async def parse(memory: UploadMemory, number: int) -> None:
+        with memory.reserve(f"client {number % 10}") as reservation:
+            async with aclosing(in_turns(body(), reservation)) as chunks:
+                try:
+                    async for _ in chunks:
+                        parsed.append(number)
+                except RefusedError as error:
+                    refused.append(error)
+
+    async def main() -> None:
+        memory = UploadMemory(100)
+        await asyncio.gather(*(parse(memory, i) for i in range(PARSERS + 20)))
+        assert memory.parsers.in_progress == 0
+
+    asyncio.run(main())
+    assert parsed == list(range(PARSERS)), "in the order in which they came"
+    assert [error.status for error in refused] == [503] * 20
 
 
 def test_a_form_that_is_refused_gives_up_its_turn(classifier: Classifier):
@@ -63,3 +91,12 @@ def test_the_documentation_is_rendered_once_and_names_the_host_of_each_request(
             assert f"http://{host.removesuffix(':80')}" in text or f"http://{host}" in text
             assert "origin.invalid" not in text
     assert render.call_count == 1
+
+
+def test_the_policy_of_the_report_is_computed_once(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    policy = Mock(side_effect=pages.report_policy)
+    monkeypatch.setattr(pages, "report_policy", policy)
+    with client(classifier, report="<script>1</script>") as web:
+        headers = [web.get("/report").headers["content-security-policy"] for _ in range(3)]
+    assert all("sha256-" in header for header in headers)
+    assert policy.call_count == 1

@@ -189,7 +189,8 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
         headers = {"Vary": "Accept-Language", "Content-Language": language}
         return HTMLResponse(pages.render_page(language, name), headers=headers)
 
-    # Once: responses that are not read share them.
+    # Once: hashing the scripts takes milliseconds, and responses that are not read share their bodies.
+    policy = pages.report_policy(settings.report or "")
     report_body, example_body = (settings.report or "").encode(), examples.to_json(settings.examples)
 
     for name, media_type in pages.STATIC.items():
@@ -207,7 +208,6 @@ def _add_page_routes(app: FastAPI, settings: Settings, credentials: Credentials)
     async def report() -> Response:
         if settings.report is None:
             raise HTTPException(404, "no report: the server was not started with a run folder that has one")
-        policy = pages.report_policy(settings.report)
         return HTMLResponse(report_body, headers={"Content-Security-Policy": policy})
 
     @app.get(f"/{examples.FILE}", include_in_schema=False)

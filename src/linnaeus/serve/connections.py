@@ -93,12 +93,12 @@ class TimeoutProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.disconnect()
             return
-        problem = cast(LimitedConnection, self.conn).problem
-        body = error_body(f"invalid HTTP request: {problem or msg}")
+        connection = cast(LimitedConnection, self.conn)
+        body = error_body(f"invalid HTTP request: {connection.problem}")
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
         events = (
-            h11.Response(status_code=400 if problem is None else problem.error_status_hint, headers=headers),
+            h11.Response(status_code=connection.problem_status, headers=headers),
             h11.Data(data=body),
             h11.EndOfMessage(),
         )
@@ -126,6 +126,9 @@ class TimeoutProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         self.waiting_since = self.loop.time()
+        # Browsers and libraries send a request after the last response; an attack sends thousands at once.
+        if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self.transport.close()
         super().on_response_complete()
 
     @property

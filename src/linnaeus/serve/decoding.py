@@ -73,7 +73,10 @@ class Turns:
         future = self._threads.submit(function, *args, **kwargs)
         # Not when this is cancelled: the thread goes on until the function returns.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            del future  # a failed one refers to this frame: the cycle would keep the image in memory for a while
 
     def stop(self) -> None:
         self._threads.shutdown(wait=True)

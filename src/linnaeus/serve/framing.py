@@ -22,7 +22,7 @@ class LimitedConnection(h11.Connection):
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEADER_BYTES)
-        self.problem: h11.RemoteProtocolError | None = None
+        self.problem, self.problem_status = "", 400
         self._header_lines = self._chunks = self._bytes = 0
 
     def receive_data(self, data: bytes) -> None:
@@ -31,11 +31,12 @@ class LimitedConnection(h11.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        """Raises h11.RemoteProtocolError, which is kept in `problem`."""
+        """Raises h11.RemoteProtocolError; `problem` and `problem_status` say which."""
         try:
             return self._next_event()
         except h11.RemoteProtocolError as error:
-            self.problem = error
+            # Not the error itself: its traceback refers to this object, and the cycle would keep both for a while.
+            self.problem, self.problem_status = str(error), error.error_status_hint
             raise
 
     def _next_event(self) -> Any:

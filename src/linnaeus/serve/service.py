@@ -95,9 +95,8 @@ class Service:
             admitted.enter_context(self.batcher.admission.admit(n, client))
             if with_explanation:
                 admitted.enter_context(self.explainer.admission.admit(n, client))
-            async with asyncio.TaskGroup() as group:  # a failure or a cancellation ends all of them
-                tasks = [group.create_task(self._answer(u, top, with_explanation, slots)) for u in uploads]
-        results = [task.result() for task in tasks]
+            # Not a TaskGroup: a cancelled one leaves reference cycles, which keep the images in memory for a while.
+            results = await asyncio.gather(*(self._answer(u, top, with_explanation, slots) for u in uploads))
         for p in (result.prediction for result in results):
             label = "unreadable" if p.error is not None else p.verdict or "answered"
             self.metrics.images.labels(label).inc()

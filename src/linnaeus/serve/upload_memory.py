@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from linnaeus.device import return_freed_memory
+from linnaeus.serve.admission import Admission
 from linnaeus.serve.limits import RefusedError
 
 RELEASED = 64 << 20  # bytes of uploads after which freed memory is returned to the system
+PARSERS = 64  # requests that wait to be parsed, each for 3 ms
 DELAY = 1.0  # seconds until then: the last of them is still in use
 
 
 class UploadMemory:
-    """Counts the bytes of all request bodies in memory, at most `limit`.
+    """Counts the bytes of all request bodies in memory and on their way, at most `limit`.
 
     Beyond it, the largest upload that is still arriving ends, of the client that holds most: many large uploads that
     never end cannot keep out small ones.
@@ -28,6 +30,8 @@ class UploadMemory:
         self._on_release = on_release
         self.parsing = asyncio.Lock()
         """Held while a part of a form or of JSON is parsed: at most one in a turn of the event loop."""
+        self.parsers = Admission(PARSERS, "requests wait to be parsed")
+        """Requests of which a part has arrived and is not parsed yet."""
         self.clients = Counter[str]()
         self._open: set[UploadReservation] = set()
 
@@ -46,9 +50,9 @@ class UploadMemory:
                 self.released = 0
                 self._on_release()
 
-    def make_room(self, n: int, newcomer: UploadReservation) -> None:
-        """End uploads until n more bytes fit. Raises RefusedError (503) if only the newcomer could give way."""
-        while self.used + n > self.limit:
+    def make_room(self, newcomer: UploadReservation) -> None:
+        """End other uploads until all fit. Raises RefusedError (503) if the newcomer would have to give way."""
+        while self.used > self.limit:
             arriving = [r for r in self._open if r.end is not None and r.size]
             largest = max(arriving, key=self._weight, default=newcomer)
             if self._weight(largest) <= self._weight(newcomer):
@@ -79,8 +83,8 @@ class UploadReservation:
         """Reserve n more bytes. Raises RefusedError (503) if there is no room for them."""
         if self.ended:
             raise too_many_uploads()
-        self.memory.make_room(n, self)
         self._change(n)
+        self.memory.make_room(self)
 
     def release(self) -> None:
         self._change(-self.size)

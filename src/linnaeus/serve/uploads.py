@@ -47,7 +47,7 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
     is_json = kind == "application/json"
     # Base64 is a third longer than the image that it encodes.
     body = _read_body(request, int(limits.request_bytes * (BASE64_OVERHEAD if is_json else 1)), reservation)
-    parts = in_turns(body, reservation.memory.parsing)
+    parts = in_turns(body, reservation)
     try:
         async with asyncio.timeout(limits.body_seconds) as deadline, aclosing(body), aclosing(parts):
             # Under memory pressure the server ends the upload that holds most.
@@ -76,30 +76,39 @@ async def read_uploads(request: Request, limits: Limits, reservation: UploadRese
 
 
 async def _read_body(request: Request, limit: int, reservation: UploadReservation) -> AsyncGenerator[bytes, None]:
-    """The body in chunks. Raises RefusedError as soon as the header or the bytes so far show that it is too large."""
+    """The body in chunks. Raises RefusedError as soon as the header or the bytes so far show that it is too large.
+
+    Memory for all of it is reserved at the start, so that a body for which there is no room is not read in part.
+    """
     error = RefusedError(413, f"the body exceeds {limit:,} bytes; send fewer or smaller images")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > limit:
+    declared = int(length[:20]) if length.isdigit() else 0
+    if declared > limit:
         raise error
+    reservation.add(declared)
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise error
-        reservation.add(len(chunk))
+        if not declared:  # chunked transfer coding
+            reservation.add(len(chunk))
         yield chunk
 
 
-async def in_turns(body: AsyncGenerator[bytes, None], turn: asyncio.Lock) -> AsyncGenerator[bytes, None]:
-    """The chunks of a body; `turn` is held while the receiver parses one.
+async def in_turns(body: AsyncGenerator[bytes, None], reservation: UploadReservation) -> AsyncGenerator[bytes, None]:
+    """The chunks of a body, of which at most one over all requests is parsed in a turn of the event loop.
 
     A chunk with 32 small images takes 3 ms to parse. If 60 clients send one at once, the event loop would stand still
-    for 0.2 s; those who wait for a lock go on in different turns, between which the other clients are served.
+    for 0.2 s; those who wait for a lock go on in different turns, between which the other clients are served. Raises
+    RefusedError (503) if too many wait: they would be parsed even after their clients have left.
     """
+    memory = reservation.memory
     async for chunk in body:
-        async with turn:
-            yield chunk
-            await asyncio.sleep(0)  # the next one may parse in the next turn
+        with memory.parsers.admit(1, reservation.client):
+            async with memory.parsing:
+                yield chunk
+                await asyncio.sleep(0)  # the next one may parse in the next turn
 
 
 async def _join(body: AsyncGenerator[bytes, None]) -> bytes:
