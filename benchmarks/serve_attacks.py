@@ -36,11 +36,10 @@ class Target:
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=30)
 
-    def send(self, *parts: bytes, read: bool = True) -> None:
+    def send(self, data: bytes, read: bool = True) -> None:
         """Send a request over a connection of its own, and read the start of the response."""
         with self.connect() as connection:
-            for part in parts:
-                connection.sendall(part)
+            connection.sendall(data)
             if read:
                 connection.recv(1000)
 
@@ -75,73 +74,73 @@ FORM = "multipart/form-data; boundary=x"
 JSON = "application/json"
 
 
-def json_items(target: Target) -> None:
-    target.send(post(b'{"pictures": [' + b"[]," * (40 * MIB // 3) + b"[]]}", JSON))
+def json_items() -> Iterator[bytes]:
+    yield post(b'{"pictures": [' + b"[]," * (40 * MIB // 3) + b"[]]}", JSON)
 
 
-def json_depth(target: Target) -> None:
-    target.send(post(b"[" * (40 * MIB), JSON))
+def json_depth() -> Iterator[bytes]:
+    yield post(b"[" * (40 * MIB), JSON)
 
 
-def json_keys(target: Target) -> None:
-    target.send(post(b"{" + b",".join(b'"%d":{}' % i for i in range(3_000_000)) + b"}", JSON))
+def json_keys() -> Iterator[bytes]:
+    yield post(b"{" + b",".join(b'"%d":{}' % i for i in range(3_000_000)) + b"}", JSON)
 
 
-def json_strings(target: Target) -> None:
-    target.send(post(b'{"pictures": ["' + rb"\n" * (20 * MIB) + b'"]}', JSON))
+def json_strings() -> Iterator[bytes]:
+    yield post(b'{"pictures": ["' + rb"\n" * (20 * MIB) + b'"]}', JSON)
 
 
-def multipart_names(target: Target) -> None:
-    target.send(post(multipart(b"", disposition='name=""; filename=""') * 400_000, FORM))
+def multipart_names() -> Iterator[bytes]:
+    yield post(multipart(b"", disposition='name=""; filename=""') * 400_000, FORM)
 
 
-def multipart_empty(target: Target) -> None:
-    target.send(post(b'--x\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n' * 500_000 + b"--x--\r\n", FORM))
+def multipart_empty() -> Iterator[bytes]:
+    yield post(b'--x\r\nContent-Disposition: form-data; name=""\r\n\r\n\r\n' * 500_000 + b"--x--\r\n", FORM)
 
 
-def tiny_chunks(target: Target) -> None:
+def tiny_chunks() -> Iterator[bytes]:
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
-    target.send(head, b"1\r\nx\r\n" * (4 * MIB))
+    yield head + b"1\r\nx\r\n" * (4 * MIB)
 
 
-def many_headers(target: Target) -> None:
-    target.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * 60_000 + b"\r\n")
+def many_headers() -> Iterator[bytes]:
+    yield b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * 60_000 + b"\r\n"
 
 
-def long_query(target: Target) -> None:
-    target.send(b"GET /model?" + b"a&" * 30_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+def long_query() -> Iterator[bytes]:
+    yield b"GET /model?" + b"a&" * 30_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def pipelining(target: Target) -> None:
-    target.hold(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000)
+def pipelining() -> Iterator[bytes]:
+    yield b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000
 
 
-def hang_up(target: Target) -> None:
-    images = [encoded(noise(28, 28), "PNG")] * 32
-    with target.connect() as connection:
-        connection.sendall(post(multipart(*images), FORM, "/predict?explain=1"))
-        time.sleep(0.1)
+def explanations() -> Iterator[bytes]:
+    yield post(multipart(*[encoded(noise(28, 28), "PNG")] * 32), FORM, "/predict?explain=1")
 
 
-def explanations(target: Target) -> None:
-    images = [encoded(noise(28, 28), "PNG")] * 32
-    target.send(post(multipart(*images), FORM, "/predict?explain=1"))
+def held_uploads() -> Iterator[bytes]:
+    yield post(bytes(30 * MIB), length=30 * MIB + 1)
 
 
-def held_uploads(target: Target) -> None:
-    target.hold(post(bytes(30 * MIB), length=30 * MIB + 1))
+def slow_readers() -> Iterator[bytes]:
+    yield post(multipart(*[encoded(noise(28, 28), "PNG")] * 32), FORM, "/predict?top=1000") * 20
+    yield b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
 
 
-def slow_readers(target: Target) -> None:
-    target.hold(post(multipart(*[encoded(noise(28, 28), "PNG")] * 32), FORM, "/predict?top=1000") * 20)
-    target.hold(b"GET /report HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+def many_images() -> Iterator[bytes]:
+    yield post(multipart(*[encoded(noise(64, 64), "PNG")] * 32), FORM)
 
 
-def many_images(target: Target) -> None:
-    target.send(post(multipart(*[encoded(noise(64, 64), "PNG")] * 32), FORM))
+def half_requests() -> Iterator[bytes]:
+    yield post(b"x" * 5000, length=100_000)
 
 
-def images() -> Iterator[bytes]:
+def idle() -> Iterator[bytes]:
+    yield b""
+
+
+def slow_images() -> Iterator[bytes]:
     """Images within the limits that take long to decode."""
     yield encoded(Image.new("L", (8000, 8000)), "PNG")
     yield encoded(noise(4000, 4000), "JPEG", progressive=True, quality=95)
@@ -174,8 +173,18 @@ def long_headers() -> Iterator[bytes]:
     yield head + struct.pack("<I", 8) * strips + struct.pack("<I", 1) * strips
 
 
-def send_image(target: Target) -> None:
-    target.send(post(random.choice(IMAGES)))
+def send(target: Target) -> None:
+    target.send(random.choice(REQUESTS))
+
+
+def hold(target: Target) -> None:
+    target.hold(random.choice(REQUESTS))
+
+
+def hang_up(target: Target) -> None:
+    with target.connect() as connection:
+        connection.sendall(random.choice(REQUESTS))
+        time.sleep(0.1)
 
 
 def garbage(target: Target) -> None:
@@ -188,46 +197,37 @@ def garbage(target: Target) -> None:
     time.sleep(0.01)
 
 
-def half_requests(target: Target) -> None:
-    target.hold(post(b"x" * 5000, length=100_000))
-
-
 def bombs(target: Target) -> None:
     target.send(post(random.choice(target.bombs)))
     time.sleep(0.05)
 
 
-def idle(target: Target) -> None:
-    target.hold(b"")
-
-
-ATTACKS: dict[str, tuple[Act, int]] = {
-    "json items": (json_items, 5),
-    "json depth": (json_depth, 2),
-    "json keys": (json_keys, 2),
-    "json strings": (json_strings, 2),
-    "multipart names": (multipart_names, 2),
-    "multipart empty": (multipart_empty, 2),
-    "tiny chunks": (tiny_chunks, 2),
-    "many headers": (many_headers, 2),
-    "long query": (long_query, 2),
-    "pipelining": (pipelining, 4),
-    "hang up": (hang_up, 8),
-    "explanations": (explanations, 8),
-    "held uploads": (held_uploads, 60),
-    "slow readers": (slow_readers, 60),
-    "many images": (many_images, 8),
-    "slow images": (send_image, 8),
-    "long headers": (send_image, 8),
-    "garbage": (garbage, 4),
-    "half requests": (half_requests, 50),
-    "bombs": (bombs, 2),
-    "idle": (idle, 500),
+ATTACKS: dict[str, tuple[Act, int, Callable[[], Iterator[bytes]]]] = {
+    "json items": (send, 5, json_items),
+    "json depth": (send, 2, json_depth),
+    "json keys": (send, 2, json_keys),
+    "json strings": (send, 2, json_strings),
+    "multipart names": (send, 2, multipart_names),
+    "multipart empty": (send, 2, multipart_empty),
+    "tiny chunks": (send, 2, tiny_chunks),
+    "many headers": (send, 2, many_headers),
+    "long query": (send, 2, long_query),
+    "pipelining": (hold, 4, pipelining),
+    "hang up": (hang_up, 8, explanations),
+    "explanations": (send, 8, explanations),
+    "held uploads": (hold, 60, held_uploads),
+    "slow readers": (hold, 60, slow_readers),
+    "many images": (send, 8, many_images),
+    "slow images": (send, 8, lambda: map(post, slow_images())),
+    "long headers": (send, 8, lambda: map(post, long_headers())),
+    "garbage": (garbage, 4, idle),
+    "half requests": (hold, 50, half_requests),
+    "bombs": (bombs, 2, idle),
+    "idle": (hold, 500, idle),
 }
-"""Name -> (act, number of threads that repeat it)."""
-MADE = {"slow images": images, "long headers": long_headers}
-IMAGES: list[bytes] = []
-"""Of the attack of this process, if it is one of `MADE`."""
+"""Name -> (act, number of threads that repeat it, the requests from which it chooses)."""
+REQUESTS: list[bytes] = []
+"""Of the attack of this process, made once: an attacker must not take the processors from the server."""
 
 
 def _repeat(act: Act, target: Target) -> None:
@@ -239,11 +239,10 @@ def _repeat(act: Act, target: Target) -> None:
 
 def main() -> None:
     name, address, *folder = sys.argv[1:]
-    act, threads = ATTACKS[name]
+    act, threads, requests = ATTACKS[name]
     files = [p for f in folder for p in sorted(Path(f).rglob("*")) if p.is_file() and 0 < p.stat().st_size < 5_000_000]
     target = Target(address, [p.read_bytes() for p in files] or [b"\x89PNG"])
-    if name in MADE:
-        IMAGES.extend(MADE[name]())
+    REQUESTS.extend(requests())
     print("ready", flush=True)
     for _ in range(threads):
         threading.Thread(target=_repeat, args=(act, target), daemon=True).start()
