@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_nothing_is_fetched_from_another_host(site: Path) -> None:
     styles = [s.read_text(encoding="utf-8") for s in site.rglob("*.css")]
     assert styles
     assert [address for s in styles for address in re.findall(r"(?:url\(|@import )[\"']?https?://[^)\"']+", s)] == []
+
+
+def test_chinese_words_can_be_searched_for(site: Path) -> None:
+    """They are separated in the index where the search of the browser separates words."""
+    pytest.importorskip("jieba")
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    assert index["config"]["lang"] == ["en", "zh"]
+    words = set(re.split(index["config"]["separator"], " ".join(part["title"] for part in index["docs"])))
+    assert {"标注", "分类器", "照片"} <= words
 
 
 def test_the_site_has_the_colors_of_the_pages(site: Path) -> None:

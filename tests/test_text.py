@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.text import fraction, percent, typeset_percent
+from linnaeus.text import code_html, fraction, percent, typeset_percent
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,11 @@ def test_a_threshold_has_as_many_digits_as_it_takes():
     assert [percent(share, exact=True) for share in (0.945, 0.99996, 0.0004, 1.0)] == [
         *("94.5 %", "99.996 %", "0.04 %", "100.0 %")
     ]
+
+
+def test_what_stands_between_backticks_is_code():
+    assert code_html("run `a <b>` or `c`, & so on") == "run <code>a &lt;b&gt;</code> or <code>c</code>, &amp; so on"
+    assert code_html("a file`s name") == "a file`s name"
 
 
 def test_a_fraction_is_one_only_if_it_is():

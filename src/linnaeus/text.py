@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -125,6 +126,11 @@ def _is_formula(text: str) -> bool:
         float(bare)
         return False
     return True
+
+
+def code_html(text: str) -> str:
+    """HTML of a message: what stands between backticks becomes code, everything is escaped."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:

@@ -154,6 +154,10 @@ def test_the_page_is_complete_and_self_contained(say, faulty: Path, tmp_path: Pa
         assert shown.size == (int(attributes["width"] or 0), int(attributes["height"] or 0))
     assert "cannot be read" in page.text
     assert "train/oak/3.jpg (oak)" in page.text
+    assert "<code>linnaeus weights pull" in text
+    assert "`" not in page.text
+    assert '<span class="badge error">error</span>' in text
+    assert "Leaks between splits" in page.text
     anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert anchors == {f"#{attributes['id']}" for tag, attributes in page.tags if tag == "section"}
     assert 'name="viewport"' in text

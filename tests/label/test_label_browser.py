@@ -539,6 +539,18 @@ def test_a_review_on_a_phone_begins_with_its_question(tmp_path: Path, start: Sta
     assert page.locator("#prompt").bounding_box()["y"] >= 0
 
 
+def test_on_a_phone_the_actions_stay_at_the_bottom(tmp_path: Path, start: Start, open_page: Open) -> None:
+    """Under the thumb, whether there are no classes yet or many."""
+    running = start(photos(tmp_path / "photos", each=3))
+    for n in (0, 12):
+        for i in range(n):
+            running.label.session.add_class(f"class {i}")
+        page = ready(open_page(running.address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True))
+        until(page, f"document.querySelectorAll('.class').length === {n}")
+        actions = page.locator("#actions").bounding_box()
+        assert 844 - 60 <= actions["y"] + actions["height"] <= 844
+
+
 def test_what_could_be_accepted_follows_the_probability(tmp_path: Path, start: Start, open_page: Open) -> None:
     running = start(photos(tmp_path / "photos", each=20))
     answer_reserved(running)

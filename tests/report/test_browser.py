@@ -26,6 +26,7 @@ NAMES = (
 )
 READABLE = 4.5  # contrast of text (WCAG 2.2, 1.4.3)
 PHONE = {"width": 390, "height": 844}
+LISTS = ".gallery, .classes, .confused, .findings, .charts"
 PAPER = 688  # CSS pixels of A4 between margins of 14 mm
 
 
@@ -165,6 +166,7 @@ def test_a_phone_scrolls_in_one_direction(open_page: Any):
     letters = page.eval_on_selector_all("svg.chart text", f"all => Math.min(...all.map({size}))")
     assert letters >= 9, "words of a chart, in CSS pixels"
     assert broken_words(page, "th, td, dt, dd, h1, h2, h3, .class-head") == []
+    assert set(broken_words(page, ".prediction p:first-of-type")) <= {"script><img"}
 
 
 def test_it_prints_light_and_complete(open_page: Any, tmp_path: Path):
@@ -186,6 +188,8 @@ def test_it_prints_light_and_complete(open_page: Any, tmp_path: Path):
     page.set_viewport_size({"width": PAPER, "height": 900})
     wide = f"all => all.filter(e => e.getBoundingClientRect().right > {PAPER} + 1).map(e => e.outerHTML)"
     assert page.eval_on_selector_all(":is(main, header) :not(.stack *)", wide) == [], "no column is cut off"
+    grids = page.eval_on_selector_all(LISTS, "all => all.filter(e => getComputedStyle(e).display === 'grid').length")
+    assert grids == 0, "Chromium leaves a heading alone before a grid on the next page"
     breaks = page.eval_on_selector_all("section", "all => all.map(e => getComputedStyle(e).breakBefore)")
     assert "page" in breaks, "the matrix takes its heading along"
 

@@ -51,7 +51,7 @@ def page_of(run: Path, **more: Any) -> str:
 
 def findings(*some: dict[str, Any]) -> str:
     plain = {"kind": "leak", "severity": "error", "paths": [], "classes": [], "detail": ""}
-    return json.dumps({"findings": [plain | each for each in some], "notes": ["not all was looked for"]})
+    return json.dumps({"findings": [plain | each for each in some], "notes": ["`not all` was looked for"]})
 
 
 def test_the_figures_of_the_run_are_on_its_page(run: Path):
@@ -206,7 +206,7 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path)
     )
     assert part.count("<img ") == 2
     assert "one image in two splits" in part
-    assert "not all was looked for" in part
+    assert "<code>not all</code> was looked for" in part
     assert "and 2 more" in part
     assert part.count("rose: 2 in test") == 6
     assert "no record of a check" not in part
@@ -246,6 +246,16 @@ def test_a_run_without_test_says_which_images_were_used(tmp_path: Path):
     assert "12 validation images" in page
     assert "the images that selected the best epoch" in page
     assert "stopped before its end" in page
+
+
+@pytest.mark.parametrize(("n", "few"), [(3, True), (30, True), (34, False)])
+def test_a_figure_of_few_images_comes_with_a_warning(tmp_path: Path, n: int, few: bool):
+    source = write_source(tmp_path / "source", NAMES, (1, n, 0))
+    fabricate(source, tmp_path / "run", skill=0.5)
+    page, metrics = page_of(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
+    low, high = metrics["valid"]["accuracy_ci95"]
+    note = f"from only {3 * n} validation images: its interval spans {100 * (high - low):.0f} percentage points."
+    assert (note in page) == few
 
 
 def test_the_number_of_groups_is_shown(run: Path):

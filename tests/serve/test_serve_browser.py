@@ -179,21 +179,23 @@ def test_the_heat_map_can_be_switched_on_and_off(open_page: Open):
 def test_examples_are_classified_with_a_click(
     browser: Any, classifier: Classifier, tmp_path: Path, locale: str, texts: dict[str, str]
 ):
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(png(i, i))
+    for i in range(12):
+        (tmp_path / f"{i:02}.png").write_bytes(png(i, i % 3))
     examples = read_examples(str(tmp_path), classifier.preprocessing)
     with ThreadServer(classifier, token="geheim", examples=examples) as server:
         page = browser.new_page(locale=locale, viewport=PHONE)
         page.goto(server.address)
         page.get_by_role("textbox", name=texts["token_label"]).fill("geheim")
         page.keyboard.press("Enter")
-        page.get_by_role("button", name="2.png").click()
+        page.get_by_role("button", name="02.png").click()
         wait_for_answers(page, 1)
         assert page.locator("#examples p").inner_text() == texts["examples"]
-        assert page.locator(".path span").all_inner_texts() == ["2.png"]
+        assert page.locator(".path span").all_inner_texts() == ["02.png"]
         assert page.locator(".headline b").inner_text() == classifier.predict(png(2, 2)).name
+        answer = page.locator(".headline").bounding_box()
+        assert 0 <= answer["y"] <= PHONE["height"] - answer["height"], "the answer is seen without scrolling"
         shown = page.eval_on_selector_all("#example-list canvas", "all => all.map(e => [e.width, e.height])")
-        assert shown == [[28, 28]] * 3
+        assert shown == [[28, 28]] * 12
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         page.close()
 

@@ -17,6 +17,7 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.images.decode import UnreadableError, decode
 from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.files import write_text
+from linnaeus.text import code_html
 from linnaeus.theme import style_sheet
 
 SIDE = 176  # long side of a thumbnail, in pixels
@@ -70,6 +71,7 @@ def write_gallery(result: DataCheck, path: Path) -> None:
 
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = lambda text: jinja2.utils.markupsafe.Markup(code_html(text))
     table = result.table
     splits = ", ".join(f"{n} {split or 'not split yet'}" for split, n in table.sizes().items())
     page = environment.from_string(template).render(
@@ -93,7 +95,7 @@ class _Gallery:
     def sections(self) -> list[Section]:
         return [
             Section(
-                title=KINDS[kind],
+                title=KINDS[kind][0].upper() + KINDS[kind][1:],
                 severity=severity,
                 anchor=f"{severity}-{kind}",
                 advice=NEXT_STEPS.get(kind, ""),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from linnaeus.check.class_findings import FEW_IN_ALL
 from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
@@ -24,7 +25,7 @@ from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
-from linnaeus.text import typeset_percent
+from linnaeus.text import code_html, typeset_percent
 from linnaeus.theme import style_sheet
 
 HERE = Path(__file__).parent
@@ -61,6 +62,7 @@ def render(run: RunContents, images: Thumbnails) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["code"] = lambda text: jinja2.utils.markupsafe.Markup(code_html(text))
     script = (HERE / "page.js").read_text(encoding="utf-8")
     # The page forbids all scripts except the one with this hash.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -141,6 +143,12 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     # A test split that selected the model has a note of its own, above.
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         notes.append("There is no test split: the figures are for the images that selected the best epoch.")
+    figures = run.metrics[run.split]
+    if figures["n"] < FEW_IN_ALL:
+        low, high = (100 * end for end in figures.get("map_ci95" if run.several else "accuracy_ci95") or (0, 0))
+        width = f": its interval spans {high - low:.0f} percentage points" if high > low else ""
+        images_of = counted(figures["n"], f"{sections.WORDS[run.split]} image")
+        notes.append(f"The figure comes from only {images_of}{width}. More images would make it more precise.")
     for split in run.measured:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))

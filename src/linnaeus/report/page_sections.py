@@ -191,7 +191,8 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
     model, best = run.model, run.metrics.get("best") or {}
     p = model.preprocessing
     source = run.metrics.get("source") or {}
-    seconds = float((run.metrics.get("seconds") or {}).get("total", 0))
+    by = (label_text.LABELS if run.several else evaluation_text.LABELS).get(str(best.get("by")), best.get("by"))
+    after = duration(float((run.metrics.get("seconds") or {}).get("total", 0))).replace(" ", "\u00a0")
     rows: Sequence[tuple[str, object]] = [
         ("Source", source.get("path") or model.data.get("kind")),
         ("Images", ", ".join(f"{n:,} {WORDS[split]}" for split, n in sizes(run).items() if n)),
@@ -200,9 +201,9 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
         ("Network", model.arch["name"]),
         ("Weights", (model.recipe.get("model") or {}).get("weights")),
         ("Preprocessing", f"{p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}"),
-        ("Best epoch", f"phase {best['phase']}, epoch {best['epoch']}, by {best['by']}" if best else None),
+        ("Best epoch", f"phase {best['phase']}, epoch {best['epoch']}, by {by}" if best else None),
         ("Hardware", _hardware(run)),
-        ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {duration(seconds)}"),
+        ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {after}"),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
 

@@ -51,7 +51,10 @@ def _describe(path: Path, before: Table, after: Table, changes: ClassChanges) ->
     lines = [f"class renamed: {text.replace('=', ' is now ')}" for text in changes.rename]
     lines += [f"classes merged: {text.replace('=', ' are now ')}" for text in changes.merge]
     lines += [f"class dropped: {text}" for text in changes.drop]
-    lines += [f"images added: {folder} as {name}" for folder, name in changes.added]
+    lines += [
+        f"images added: {folder}" if Path(folder).name == name else f"images added: {folder} as {name}"
+        for folder, name in changes.added
+    ]
     if not lines:
         raise UserError(f"{path}: nothing to change; give --rename, --merge, --drop or --add")
     sizes = f"{len(before)} to {len(after)} images"
