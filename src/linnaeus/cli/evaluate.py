@@ -105,9 +105,9 @@ def evaluate(
         images = open_images(classifier, source, split, console, group)
         with group.propagate_errors():  # before the work
             values = slice_values(images, column) if column is not None and group.is_main else []
-        leaked = partial(_leaks, console)
+        search = partial(_copies, console)
         evaluation = evaluate_model(
-            classifier, images, error=error, tta=tta, leaks=leaked, console=console, group=group
+            classifier, images, error=error, tta=tta, copies=search, console=console, group=group
         )
     if evaluation is None:  # only the main process gets the result and prints it
         return
@@ -116,11 +116,12 @@ def evaluate(
     _write_evaluation(evaluation, measured, json_file)
 
 
-def _leaks(console: Console, table: Table) -> dict[str, np.ndarray]:
-    """The samples of a table that have a copy in an earlier split, by split."""
+def _copies(console: Console, table: Table) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A number of each sample that copies share, and the samples with a copy in an earlier split, by split."""
     from linnaeus.check.data_check import copies, leaks
 
-    return leaks(table, copies(table, console=console))
+    numbers = copies(table, console=console)
+    return numbers, leaks(table, numbers)
 
 
 def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file: str | None) -> None:

@@ -244,7 +244,7 @@ class Classifier:
 
         samples = Samples(images.rows, images.labels)
         outputs = outputs_of(self.run, self.preprocessing, samples, self.batches(images, group), group)
-        return replace(outputs, groups=images.table.group_numbers(images.indices))
+        return replace(outputs, groups=images.groups)
 
     def batches(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Batches:
         """This process's share of the images in batches, as `outputs` uses them."""

@@ -28,6 +28,10 @@ from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
+from linnaeus.stores.contents import with_copies
+
+CopySearch = Callable[[Table], tuple[np.ndarray, dict[str, np.ndarray]]]
+"""Of a table: a number (n,) int64 that copies share, and by split the samples with a copy in an earlier split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +113,15 @@ def evaluate_model(
     *,
     error: float | None = None,
     tta: bool = False,
-    leaks: Callable[[Table], dict[str, np.ndarray]] | None = None,
+    copies: CopySearch | None = None,
     console: Console,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation | None:
     """Assess a model on labeled images. Each process of `group` computes a share; only rank 0 gets the result.
 
     `error` is the risk allowed among the answered images; None: the one that the model was calibrated for. `tta`
-    evaluates sets of views too. `leaks` finds the samples that have a copy in an earlier split, by split; the result
-    then has figures without them.
+    evaluates sets of views too. With `copies` the result has figures without the images that have a copy in an earlier
+    split, and the intervals count copies of each other as one group.
     """
     if error is not None:
         classifier.require_one_label("--error, a share of wrong answers,")
@@ -138,33 +142,44 @@ def evaluate_model(
     if not group.is_main:
         return None
     without_leaks, unseen = None, None
-    if leaks is not None and images.split != "train":
-        kept = _without_copies(images, classifier, leaks, console)
+    if copies is not None and images.split != "train":
+        numbers, leaked_ones = copies(_ranked(images))
+        outputs = replace(outputs, groups=with_copies(outputs.groups, numbers[images.indices].astype(np.uint64) + 1))
+        kept = _without_copies(images, classifier, leaked_ones, console)
         if not kept.any():
             console.warn(f"all of these {n} images have a copy in an earlier split: these scores are optimistic")
         if kept.any() and not kept.all():
             without_leaks = classifier.figures(outputs.take(kept))
             leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
+    if outputs.groups is not None and images.table.groups is None:
+        k = len(np.unique(outputs.groups))
+        console.warn(
+            f"{n - k:,} of these {n:,} images are copies of others among them: intervals count each as one image"
+        )
     assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
     answers = None if classifier.several else classifier.calibrated(outputs)
     return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
 
 
+def _ranked(images: LabeledImages) -> Table:
+    """The table with the measured images in their split; images of no split come after all others."""
+    split = images.table.split.copy()
+    split[images.indices] = images.split if images.split in SPLITS else "test"
+    return replace(images.table, split=split)
+
+
 def _without_copies(
-    images: LabeledImages, classifier: Classifier, leaks: Callable[[Table], dict[str, np.ndarray]], console: Console
+    images: LabeledImages, classifier: Classifier, leaks: dict[str, np.ndarray], console: Console
 ) -> np.ndarray:
     """(n,) bool: the images without a copy in an earlier split of the source, or of the run."""
     # Altered copies of training images are others by their content, and are found by their pixels.
     altered = AlteredCopies.among(images, classifier.about, classifier.path)
     if altered.note:
         console.warn(altered.note)
-    # Images of no split come after all others.
     rank = images.split if images.split in SPLITS else "test"
-    split = images.table.split.copy()
-    split[images.indices] = rank
-    return ~altered.found & ~np.isin(images.indices, leaks(replace(images.table, split=split)).get(rank, []))
+    return ~altered.found & ~np.isin(images.indices, leaks.get(rank, []))
 
 
 def _assess(

@@ -143,6 +143,12 @@ class KnownImages:
         known = self._by_path if self._expected is None else self._expected
         return np.full(len(indices), "", "<U5") if known is None else known[indices]
 
+    def contents(self, indices: np.ndarray) -> np.ndarray:
+        """(k,) uint64: the content hashes of these images; UNKNOWN if images are not recognized by content."""
+        if self._membership is None:
+            return np.full(len(indices), UNKNOWN, np.uint64)
+        return self._hashed.hashes(indices)
+
     def all(self) -> np.ndarray:
         """The same for all images of the table."""
         return self.split_of(np.arange(len(self.table)))

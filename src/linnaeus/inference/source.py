@@ -15,6 +15,7 @@ from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
+from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_frame
 from linnaeus.data.readers.repeats import whole_number
@@ -25,6 +26,7 @@ from linnaeus.errors import UserError, did_you_mean
 from linnaeus.inference.membership import SPLIT, KnownImages, Membership
 from linnaeus.inference.selection import select
 from linnaeus.modelfile.safetensors import ModelFile
+from linnaeus.stores.contents import with_copies
 from linnaeus.stores.samples import decode_split
 
 
@@ -56,6 +58,10 @@ class LabeledImages:
     """Number of images left out because the model was trained on them."""
     of_run: np.ndarray = field(default_factory=lambda: np.zeros(0, "<U5"))
     """(n,) "<U5": the split of the run that each image was in; "" for none, or unknown."""
+    groups: np.ndarray | None = None
+    """(n,) int64: images of a group, and exact copies, have the same number; None where each is its own."""
+    contradicting: int = 0
+    """Number of images of which an exact copy has another label."""
     validation: LabeledImages | None = None
     """Images that were asked for and chose the model, kept apart."""
 
@@ -83,6 +89,11 @@ class LabeledImages:
             lines.append(f"{left_out}; {n:,} are measured")
         elif self.calibrated_on:
             lines.append(chose)
+        if self.contradicting:
+            lines.append(
+                f"{self.contradicting:,} of {n:,} images have an exact copy with another label, so one of both counts "
+                "as wrong whatever the answer; correct the labels"
+            )
         return lines
 
 
@@ -170,11 +181,13 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
     decoded = decode_split(table, indices, about.preprocessing.row_spec, default_cache())
     splits = known.split_of(decoded.indices)
     calibration_split = None if about.calibration is None else about.calibration.get("split")
+    contents = known.contents(decoded.indices)
+    labels = _in_classes(table.select(decoded.indices), about.classes)
     return LabeledImages(
         source=source,
         split=split,
         rows=decoded.rows,
-        labels=_in_classes(table.select(decoded.indices), about.classes),
+        labels=labels,
         left_out=decoded.left_out,
         trained_on=int((splits == "train").sum()),
         calibrated_on=about.calibration is not None and bool((splits == calibration_split).any()),
@@ -182,7 +195,17 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         table=table if (table.split != "").any() else dataclasses.replace(table, split=known.all()),
         indices=decoded.indices,
         of_run=splits,
+        groups=with_copies(table.group_numbers(decoded.indices), contents),
+        contradicting=_contradicting(contents, labels),
     )
+
+
+def _contradicting(contents: np.ndarray, labels: np.ndarray) -> int:
+    """Number of images (n,) of which another one has the same content and another label."""
+    known = np.flatnonzero(contents != UNKNOWN)
+    pairs = np.unique(np.column_stack([contents[known], labels[known].astype(np.uint64)]), axis=0)
+    _, first, labels_of = np.unique(pairs[:, 0], return_index=True, return_counts=True)
+    return int(np.isin(contents[known], pairs[first, 0][labels_of > 1]).sum())
 
 
 def _in_words_of(about: ModelFile, table: Table) -> Table:

@@ -114,3 +114,29 @@ class HashedImages:
     def _signature(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: what a file, or a member of a shard, is known by without reading it."""
         return Decoding(self._table, indices, RowSpec(1), 1, None).signatures
+
+
+def with_copies(groups: np.ndarray | None, copies: np.ndarray) -> np.ndarray | None:
+    """Groups (n,) int64 in which images with equal numbers of `copies` (n,) are together too; None if none are shared.
+
+    A number of 0 (UNKNOWN) is no copy of others. `groups` None: each image is its own.
+    """
+    n = len(copies)
+    alone = np.arange(n)
+    merged = alone if groups is None else _first_of_each(groups)
+    same = np.where(copies == UNKNOWN, alone, _first_of_each(copies))
+    # Each pass takes the lowest number within the copies, then within the groups, until nothing changes.
+    lowest, before = merged.copy(), np.full(n, -1)
+    while not np.array_equal(lowest, before):
+        before = lowest.copy()
+        for key in (same, merged):
+            smallest = np.full(n, n)
+            np.minimum.at(smallest, key, lowest)
+            lowest = smallest[key]
+    return lowest if len(np.unique(lowest)) < n else None
+
+
+def _first_of_each(numbers: np.ndarray) -> np.ndarray:
+    """(n,) int64: of each number the index where it occurs first."""
+    _, first, number = np.unique(numbers, return_index=True, return_inverse=True)
+    return first[number]

@@ -12,7 +12,7 @@ from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Recipe
-from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.contents import HashedImages, with_copies
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import EarlierRows, Samples, decode_split
 from linnaeus.training.setup.request import EarlierRun
@@ -51,7 +51,7 @@ def load_samples(
             console.say(f"{split:9} {decoded.store.note}")
         unreadable += decoded.left_out
         kept = decoded.indices
-        samples[split] = Samples(decoded.rows, table.labels[kept], table.group_numbers(kept))
+        samples[split] = Samples(decoded.rows, table.labels[kept])
     if unreadable and not strict:
         path, reason = unreadable[0]
         alike = sum(other == reason for _, other in unreadable)
@@ -59,13 +59,17 @@ def load_samples(
         console.warn(
             f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
         )
+    contents = images.hashes(np.arange(len(table)))
+    for split, part in samples.items():
+        kept = part.kept(table.where(split))
+        part.groups = with_copies(table.group_numbers(kept), contents[kept])
     n = len(table.classes)
     # An image is missed only where its class has no other one.
     missing = np.flatnonzero((class_counts(samples["train"].labels, n) == 0) & (class_counts(table.labels, n) > 0))
     if len(missing):
         names = ", ".join(table.names[i] for i in missing)
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
-    return samples, unreadable, images.hashes(np.arange(len(table)))
+    return samples, unreadable, contents
 
 
 def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun) -> None:

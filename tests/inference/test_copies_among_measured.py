@@ -1,0 +1,90 @@
+"""Copies among the measured images: they widen no sample, and their labels are compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scenes import write_scenes
+from tiny import write_images, write_recipe, write_tiny_model
+
+import linnaeus
+from linnaeus.console import Console
+from linnaeus.inference.perceptual import RunHashes
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.modelfile.safetensors import read_model, write_model
+from linnaeus.stores.contents import with_copies
+
+
+@pytest.mark.parametrize(
+    ("groups", "copies", "expected"),
+    [
+        (None, [1, 2, 3], None),
+        (None, [5, 2, 5], [0, 1, 0]),
+        (None, [0, 0, 3], None),  # unknown
+        ([7, 7, 8, 9], [1, 2, 2, 3], [0, 0, 0, 3]),
+        ([4, 5, 5, 6, 6], [1, 1, 2, 2, 3], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_groups_with_copies(groups: list[int] | None, copies: list[int], expected: list[int] | None):
+    found = with_copies(None if groups is None else np.array(groups), np.array(copies, np.uint64))
+    assert (None if found is None else found.tolist()) == expected
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model that knows the images of its run, of which there are none."""
+    write_tiny_model(tmp_path / "m.safetensors")
+    network, about = read_model(tmp_path / "m.safetensors")
+    about.data["contents"] = {"hash": "sha256/48", "train": "", "valid": "", "test": ""}
+    about.data["perceptual"] = RunHashes({}, 9).to_dict() | {"train": "", "valid": ""}
+    write_model(tmp_path / "m.safetensors", network.state_dict(), about)
+    return tmp_path / "m.safetensors"
+
+
+@pytest.mark.parametrize("altered", [False, True], ids=["exact", "altered"])
+def test_copies_do_not_narrow_the_interval(tmp_path: Path, model: Path, say, altered: bool):
+    source = write_scenes(tmp_path / "images", ("0", "1"), each=6)
+    for path in sorted(source.glob("*/*.jpg")):
+        for k in range(3):
+            if altered:
+                with Image.open(path) as image:
+                    image.save(path.with_name(f"{path.stem} {k}.jpg"), quality=70 + k)
+            else:
+                shutil.copy(path, path.with_name(f"{path.stem} {k}.jpg"))
+    said = say("evaluate", model, source, "--json", tmp_path / "e.json", "--device", "cpu")
+    assert said.status == 0, said.err
+    assert "36 of these 48 images are copies of others among them: intervals count each as one image" in said.err
+    (figures,) = json.loads((tmp_path / "e.json").read_text()).values()
+    assert (figures["n"], figures["groups"]) == (48, 12)
+    if not altered:
+        correct = np.zeros(12, bool)
+        correct[: figures["correct"] // 4] = True
+        expected = proportion_interval(np.repeat(correct, 4), np.repeat(np.arange(12), 4))
+        assert figures["accuracy_ci95"] == pytest.approx(expected)
+
+
+def test_exact_copies_with_two_labels(tmp_path: Path, model: Path, say):
+    source = write_images(tmp_path / "images", each=4)
+    shutil.copy(source / "0" / "0 0.png", source / "1" / "copy.png")
+    said = say("evaluate", model, source, "--device", "cpu")
+    assert "2 of 13 images have an exact copy with another label" in said.err
+    with pytest.warns(UserWarning, match="2 of 13 images have an exact copy with another label"):
+        linnaeus.load(model).evaluate(source)
+
+
+def test_copies_among_the_validation_images_of_a_run(tmp_path: Path):
+    for split, seed in (("train", 0), ("valid", 50)):
+        write_images(tmp_path / "images" / split, each=6, seed=seed)
+    for path in sorted((tmp_path / "images" / "valid").glob("*/*.png")):
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    run = linnaeus.train(
+        tmp_path / "images", str(recipe), out=tmp_path / "run", console=Console(quiet=True), draw=False
+    )
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert (metrics["valid"]["n"], metrics["valid"]["groups"]) == (36, 18)
