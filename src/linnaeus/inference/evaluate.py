@@ -152,15 +152,20 @@ def evaluate_model(
             without_leaks = classifier.figures(outputs.take(kept))
             leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
-    if outputs.groups is not None and images.table.groups is None:
-        k = len(np.unique(outputs.groups))
-        console.warn(
-            f"{n - k:,} of these {n:,} images are copies of others among them: intervals count each as one image"
-        )
+    _warn_of_copies(images, outputs, console)
     assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
     answers = None if classifier.several else classifier.calibrated(outputs)
     return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
+
+
+def _warn_of_copies(images: LabeledImages, outputs: Outputs, console: Console) -> None:
+    n = len(images.labels)
+    if outputs.groups is not None and images.table.groups is None:
+        console.warn(
+            f"{n - len(np.unique(outputs.groups)):,} of these {n:,} images are copies of others among them: intervals "
+            "count each as one image"
+        )
 
 
 def _ranked(images: LabeledImages) -> Table:

@@ -59,17 +59,22 @@ def load_samples(
         console.warn(
             f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
         )
+    _refuse_missing(table, samples["train"])
     contents = images.hashes(np.arange(len(table)))
     for split, part in samples.items():
         kept = part.kept(table.where(split))
         part.groups = with_copies(table.group_numbers(kept), contents[kept])
+    return samples, unreadable, contents
+
+
+def _refuse_missing(table: Table, train: Samples) -> None:
+    """Raise UserError if no training image of some class is readable."""
     n = len(table.classes)
     # An image is missed only where its class has no other one.
-    missing = np.flatnonzero((class_counts(samples["train"].labels, n) == 0) & (class_counts(table.labels, n) > 0))
+    missing = np.flatnonzero((class_counts(train.labels, n) == 0) & (class_counts(table.labels, n) > 0))
     if len(missing):
         names = ", ".join(table.names[i] for i in missing)
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
-    return samples, unreadable, contents
 
 
 def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun) -> None:
