@@ -339,6 +339,21 @@ def test_a_file_of_lines_with_another_number_of_classes_is_kept(here: Path, say)
     assert "not a prediction" in say("predict", "m.safetensors", "pics", "--out", "o.jsonl").err
 
 
+def test_the_grid_of_a_continued_file_shows_all_images(here: Path, say, monkeypatch: pytest.MonkeyPatch):
+    """As after a kill between the answers and the grid."""
+    drawn: list[int] = []
+    monkeypatch.setattr("linnaeus.report.plots.image_grid", lambda tiles, *a, **more: drawn.append(len(tiles)))
+    command = ("predict", "m.safetensors", "pics", "--out", "p.csv")
+    assert say(*command).status == 0
+    answers = (here / "p.csv").read_bytes()
+    lines = answers.splitlines(keepends=True)
+    for kept in (len(lines), 3):
+        (here / "p.csv").write_bytes(b"".join(lines[:kept]))
+        assert say(*command, "--grid", "g.png").status == 0
+        assert (here / "p.csv").read_bytes().count(b"\n") == len(lines)
+    assert drawn == [len(lines) - 1] * 2  # without the header
+
+
 def test_the_grid_is_drawn(here: Path, say):
     said = say("predict", "m.safetensors", "pics", "--grid", "grid 图.png")
     assert said.status == 0, said

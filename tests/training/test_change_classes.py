@@ -18,6 +18,8 @@ from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.runs.predictions import read_predictions
 from linnaeus.text import typeset_percent
 from linnaeus.training.run import train
+from linnaeus.training.setup.workspace import Workspace
+from linnaeus.training.stop import Terminated
 
 HEAD = {"train": ["head"], "head": "auto", "epochs": 1}
 VIEWS = {**HEAD, "views": 2, "augment": {"hflip": 0.5}}
@@ -164,16 +166,36 @@ def test_the_report_says_what_changed_and_compares_both_runs(say, tmp_path: Path
     assert '<section id="changes"' not in (finished / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_interrupted_change_is_given_again_not_resumed(say, tmp_path: Path, finished: Path, monkeypatch):
+@pytest.mark.parametrize("moment", ["_run_phases", "finalize"])
+@pytest.mark.parametrize("command", [("classes", "--rename", "0=zero"), ("forget", "--class", "1")], ids=str)
+def test_an_interrupted_command_is_completed_by_the_same_command(
+    command: tuple[str, ...], moment: str, say, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
     from linnaeus.training import run as running
 
+    name, *changes = command
+    out = ("--out", tmp_path / "new")
+    assert say(name, finished, *changes, "--out", tmp_path / "whole").status == 0
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(running, "finalize", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        say("classes", finished, "--rename", "0=zero", "--out", tmp_path / "new")
+        interrupted.setattr(Workspace, "abandon", lambda self: None)  # as after a kill
+        interrupted.setattr(running, moment, lambda *a, **k: (_ for _ in ()).throw(Terminated()))
+        said = say(name, finished, *changes, *out)
+    assert (said.status, said.err.splitlines()[-1]) == (
+        143, f"error: stopped by SIGTERM; the same command with --out {tmp_path / 'new'} continues"
+    )  # fmt: skip
     said = say("train", tmp_path / "new", "--resume")
     assert said.status == 2
-    assert "give that command again" in said.err
+    assert "give the same command again" in said.err
     assert said.err.count("\n") == 1
+    said = say("classes", finished, "--drop", "2", *out)
+    assert said.status == 2
+    assert "is a different run" in said.err
+    said = say(name, finished, *changes, *out)
+    assert said.status == 0, said.err
+    new, whole = (contents(tmp_path / folder) for folder in ("new", "whole"))
+    assert new.keys() == whole.keys()
+    dated = {"check.json", "history.csv", "metrics.json", "report.html"}  # these have durations or the path
+    assert {file for file in whole if new[file] != whole[file]} <= dated
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,23 @@ def test_an_exception_that_hides_a_signal_is_that_signal(number: int, kind: type
         hidden(number)
     assert type(caught.value) is kind
     assert isinstance(caught.value.__cause__, UserError)
+
+
+class Dropping:
+    """Receives a signal in its destructor, out of which no exception comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_arrives_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]):
+    def wait() -> None:
+        Dropping()
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt), StopSignals().listening():
+        wait()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_handled_signal_does_not_change_later_errors():

@@ -176,10 +176,15 @@ class PredictionJob:
                 if self.group.is_main:
                     previous = self._read_previous()
                     write = stack.enter_context(self._open_output(previous))
-            paths = (path for path in expand(self.images, sys.stdin) if path not in previous)
+            # A grid shows images of the whole command, so it needs also those whose answers are written already.
+            paths = (path for path in expand(self.images, sys.stdin) if self.grid or path not in previous)
             answers = predictions(self.classifier, self.group, paths, lambda: self.grid is not None)
             for prediction in stack.enter_context(closing(answers)):
                 assert write is not None  # only the main process receives predictions
+                if self.grid is not None and prediction.error is None:
+                    self.grid.add(prediction, self.classifier.true_class(prediction.path))
+                if prediction.path in previous:
+                    continue
                 write(prediction)
                 done += 1
                 if prediction.error is not None:
@@ -189,8 +194,6 @@ class PredictionJob:
                     line = problems.add(prediction.path, prediction.error)
                     if line is not None:
                         self.console.warn(line)
-                elif self.grid is not None:
-                    self.grid.add(prediction, self.classifier.true_class(prediction.path))
         for line in (*problems.rest(), self.classifier.color.take_line()):
             if line:
                 self.console.warn(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,10 @@ class _Worker:
                 raise
             except StoppedError as error:
                 claimed.release()
-                raise StoppedError(error.number, f"the same command with --out {self.folder.path} continues") from error
+                name = signal.Signals(error.number).name
+                raise StoppedError(
+                    error.number, f"stopped by {name}; the same command with --out {self.folder.path} continues"
+                ) from error
             except KeyboardInterrupt:
                 claimed.release()  # still marked as running, so the next process repeats it
                 self.console.parent.say(f"stopped in trial {claimed.number}; the next start repeats it")

@@ -92,7 +92,8 @@ def train(
     _check_processes(info, devices, trial)
     console = (console or Console()) if info.is_main else Console(silent=True)
     trackers = check_trackers((*["tensorboard"] * tensorboard, *([track] if isinstance(track, str) else track)))
-    session = Session(console, CheckpointInterval.parse(checkpoint_every), trackers, draw)
+    workspace = Workspace(derived=earlier is not None)
+    session = Session(console, CheckpointInterval.parse(checkpoint_every), trackers, draw, workspace)
     with steady_heap(), _errors_explained(session.workspace), session.stop.listening():
         return _train(request, session, trial)
 
@@ -105,7 +106,7 @@ class Session:
     checkpoint_interval: CheckpointInterval
     trackers: tuple[str, ...]
     draw: bool
-    workspace: Workspace = field(default_factory=Workspace)
+    workspace: Workspace
     stop: StopSignals = field(default_factory=StopSignals)
     timings: Timings = field(default_factory=Timings)
 
@@ -172,8 +173,8 @@ def _run_phases(
     except KeyboardInterrupt:
         session.stop.raised = None
         if phases.best.figures is None:
-            advice = f"before the end of the first epoch; {session.workspace.advice()}"
-            raise StoppedError(signal.SIGINT, advice) from None
+            message = f"stopped before the end of the first epoch; {session.workspace.advice()}"
+            raise StoppedError(signal.SIGINT, message) from None
         interrupted = True
         console.say("stopped; the best model so far is kept. Evaluating it (Ctrl-C again to skip)")
     except JobError as error:
@@ -245,7 +246,8 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
     except BaseException as error:
         workspace.abandon()
         if isinstance(error, Terminated):
-            raise StoppedError(error.number, workspace.advice()) from None
+            name = signal.Signals(error.number).name
+            raise StoppedError(error.number, f"stopped by {name}; {workspace.advice()}") from None
         if isinstance(error, OSError):
             raise DiskError(f"{explained(error)}; {workspace.advice()}") from error
         # The CPU allocator raises a plain RuntimeError.

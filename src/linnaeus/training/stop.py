@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,10 @@ from linnaeus.errors import JobError
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C; what batch systems send some seconds before they kill a process; what a terminal sends when it is closed."""
+
+
+A_MOMENT = 0.05
+"""Seconds after which a signal that was dropped is raised again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,9 +31,8 @@ class Terminated(KeyboardInterrupt):
 class StoppedError(JobError):
     """The run was stopped by a signal. The exit status is that of a process that the signal ended."""
 
-    def __init__(self, number: int, advice: str):
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        super().__init__(f"stopped by {name}; {advice}")
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
         self.number = number
         self.status = status_of(number)
 
@@ -60,11 +65,12 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in STOPPING}
+        before, hook = {number: signal.getsignal(number) for number in STOPPING}, sys.unraisablehook
         # A program that handles the signal itself keeps its handler.
         unhandled = [number for number, old in before.items() if _is_default(old)]
         for number in unhandled:
             signal.signal(number, self._handle)
+        sys.unraisablehook = lambda unraisable: self._repeat() if self._is_lost(unraisable) else hook(unraisable)
         try:
             yield
         except Exception as error:
@@ -72,6 +78,7 @@ class StopSignals:
                 raise
             raise _exception(self.raised) from error
         finally:
+            sys.unraisablehook = hook
             for number in unhandled:
                 signal.signal(number, before[number])
 
@@ -89,6 +96,18 @@ class StopSignals:
         if number is not None:
             self.pending = None
             raise _exception(number)
+
+    def _is_lost(self, unraisable: sys.UnraisableHookArgs) -> bool:
+        """Whether the exception of a signal was dropped, as Python does in destructors and callbacks from C."""
+        return self.raised is not None and isinstance(unraisable.exc_value, KeyboardInterrupt)
+
+    def _repeat(self) -> None:
+        """Raise the last signal again, a moment later: here the exception would be dropped once more."""
+        number, self.raised = self.raised, None
+        assert number is not None
+        timer = threading.Timer(A_MOMENT, _thread.interrupt_main, (number,))
+        timer.daemon = True
+        timer.start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.deferred and self.pending is None:

@@ -11,6 +11,7 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import SPLIT
+from linnaeus.runs.ownership import is_in_progress
 from linnaeus.training.derived.class_changes import ClassChanges, changed_table
 from linnaeus.training.derived.solved_run import SolvedRun
 from linnaeus.training.run import Run, train
@@ -43,7 +44,9 @@ def change_classes(
     after = dataclasses.replace(after, source=str(place.absolute() / SPLIT))
     record = RunChanges(old.path, lines, changes.targets(before.classes, before.names))
     earlier = old.earlier(before, record)
-    return ChangedRun(train(after, old.recipe, out=place, device=device, console=console, earlier=earlier), record)
+    resume = is_in_progress(place)  # what a killed process of the same command has begun
+    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
+    return ChangedRun(run, record)
 
 
 def _describe(path: Path, before: Table, after: Table, changes: ClassChanges) -> list[str]:

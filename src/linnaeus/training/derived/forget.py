@@ -21,6 +21,7 @@ from linnaeus.modelfile.safetensors import MODEL, read_header
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
+from linnaeus.runs.ownership import is_in_progress
 from linnaeus.runs.parsing import read_csv
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
@@ -68,9 +69,10 @@ def forget(
     place = Path(out) if out is not None else old.free_folder("forget")
     after = _without(old, gone, place)
     changes = _changes(old, named, gone, contents)
-    done = _finished(place, (*old.forgotten, *changes.forgotten))
+    resume = is_in_progress(place)
+    done = None if resume else _finished(place, (*old.forgotten, *changes.forgotten))
     earlier, purged = _purged_images(old, after, gone, contents, changes)
-    run = done or train(after, old.recipe, out=place, device=device, console=console, earlier=earlier)
+    run = done or train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
     # Only after the new run exists: a failure must not cost the stores.
     purge_derived(default_cache(), purged)
     for left in purged.left:

@@ -45,8 +45,8 @@ def complete(request: Request) -> Request:
     assert out is not None
     if Path(identity.source) == out.absolute() / SPLIT:
         raise UserError(
-            f"{out}: was begun by `linnaeus classes` or `linnaeus forget`, which take seconds and do not resume; "
-            "remove it, and give that command again"
+            f"{out}: was begun by `linnaeus classes` or `linnaeus forget`; to complete it, give the same command again "
+            f"with --out {out}"
         )
     # A recipe that the user names again is compared with that of the run later.
     recipe = request.recipe if request.recipe is not None else Recipe.model_validate(identity.recipe)

@@ -18,7 +18,9 @@ from linnaeus.training.setup.request import Request
 class Workspace:
     """The run folder of this process. With several processes only rank 0 locks it and writes to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, derived: bool = False):
+        self.derived = derived
+        """Whether the command is `classes` or `forget`, which have no --resume: the same command continues."""
         self.folder: RunFolder | None = None
         """None until the folder is open."""
         self._lock: Lock | None = None
@@ -54,6 +56,9 @@ class Workspace:
 
     def advice(self) -> str:
         """What the user can do after the run has stopped, for error messages."""
+        if self.derived:
+            place = "" if self.folder is None else f" with --out {shlex.quote(str(self.folder.path))}"
+            return f"the same command{place} continues"
         if self.folder is None or not (self.folder.checkpoint / MANIFEST).exists():
             return "there is no checkpoint yet, so --resume will start from the beginning"
         return (
