@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,38 @@ def test_files_of_others_are_neither_replaced_nor_removed(page: Path, tmp_path: 
     web.export_web(classifier, out, "second", console=QUIET)
     assert (out / "CNAME").read_text() == "flowers.example"
     assert "second" in (out / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("nth", [2, 9])
+def test_an_export_that_was_killed_is_completed_by_the_next(
+    page: Path, tmp_path: Path, nth: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(web, "read_runtime", lambda console: {"ort-wasm.wasm": b""})
+    classifier, out, count = load(page / "model.onnx"), tmp_path / "web", 0
+    real = web.atomic
+
+    @contextmanager
+    def killed(path: Path) -> Iterator[Path]:
+        nonlocal count
+        count += 1
+        if count == nth:
+            raise KeyboardInterrupt
+        with real(path) as temporary:
+            yield temporary
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web, "atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            web.export_web(classifier, out, "again", console=QUIET)
+    assert len(list(out.iterdir())) == nth - 1
+    written, _ = web.export_web(classifier, out, "again", console=QUIET)
+    assert written is not None
+    assert written.sizes.keys() == {file.name for file in out.iterdir()}
+    # A script of the user, of the same name, is not the beginning of a page.
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "page.js").write_text("mine()")
+    with pytest.raises(UserError, match="holds files that do not belong"):
+        web.export_web(classifier, tmp_path / "own", "again", console=QUIET)
 
 
 def test_examples_of_an_earlier_export_are_removed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

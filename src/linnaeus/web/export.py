@@ -13,17 +13,19 @@ import jinja2
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.export.onnx import GateResult, export_onnx
-from linnaeus.files import atomic, scratch
+from linnaeus.files import atomic, is_scratch, scratch
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.serve.examples import FILE as EXAMPLES
 from linnaeus.serve.examples import read_examples, to_json
 from linnaeus.serve.model_info import describe_classifier
 from linnaeus.serve.pages import SHARED, read_static, render_page
-from linnaeus.web.runtime import read_runtime
+from linnaeus.web.runtime import MEMBERS, read_runtime
 
 STATIC = Path(__file__).parent / "static"
+SHARED_HERE, SCRIPTS = (*SHARED, "page.css", "icon.svg"), ("requests.js", "worker.js")
 INDEX, DESCRIPTION, NETWORK, SERVICE_WORKER = "index.html", "model.json", "model.onnx", "service-worker.js"
+FIRST, BEFORE_INDEX = SHARED[0], {*SHARED_HERE, *SCRIPTS, *MEMBERS, EXAMPLES, NETWORK, DESCRIPTION}
 GENERATOR = b'<meta name="generator" content="linnaeus">'
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
@@ -81,13 +83,16 @@ def export_web(
 
 
 def check_folder(out: Path) -> None:
-    """Raise UserError unless `out` is missing, empty, or a page that was exported before."""
+    """Raise UserError unless `out` is missing, empty, or a page that was exported before, perhaps not to its end."""
     if out.is_file():
         raise UserError(f"{out}: is a file; --to web writes a folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    names = {path.name for path in out.iterdir() if not is_scratch(path)} if out.is_dir() else set()
+    if not names:
         return
     index = out / INDEX
-    if not (index.is_file() and GENERATOR in index.read_bytes()):
+    # The index comes after the files that it uses, so a killed export may have left these alone.
+    begun = FIRST in names <= BEFORE_INDEX and (out / FIRST).read_bytes() == read_static(FIRST)[0]
+    if not begun and not (index.is_file() and GENERATOR in index.read_bytes()):
         raise UserError(
             f"{out}: holds files that do not belong to an exported page; give --out DIR, a new or empty folder"
         )
@@ -98,8 +103,8 @@ def _write(out: Path, classifier: Classifier, title: str, parts: dict[str, bytes
 
     The service worker comes last: with it, browsers take the others for one version.
     """
-    files = {name: read_static(name)[0] for name in (*SHARED, "page.css", "icon.svg")}
-    files |= {name: (STATIC / name).read_bytes() for name in ("requests.js", "worker.js")}
+    files = {name: read_static(name)[0] for name in SHARED_HERE}
+    files |= {name: (STATIC / name).read_bytes() for name in SCRIPTS}
     files |= parts | {NETWORK: classifier.path.read_bytes()}
     sizes = {name: len(content) for name, content in files.items()}
     about = describe(classifier, title) | {"files": sizes, "examples": EXAMPLES in files}
