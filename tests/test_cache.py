@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_line_and_no_half_store(cache: Cache, number: int):
             (folder / "rows.bin").write_bytes(b"half")
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(UserError, match="the disk is full") as error:
+    with pytest.raises(DiskError, match="the disk is full") as error:
         full()
     assert str(cache.root) in str(error.value)
     assert "\n" not in str(error.value)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from linnaeus.console import Console
 from linnaeus.environment import cache_budget, cache_dir
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.files import FULL, acquire, crc32_of, explained, sync
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Cache:
         """The folder to build `name` in, with the files that an interrupted build left there. Hold the lock.
 
         If the disk or the budget is full, the folder is removed; after any other error it stays for the next build.
-        Raises UserError if the disk is full, fails, or the cache was removed meanwhile.
+        Raises DiskError if the disk is full, fails, or the cache was removed meanwhile.
         """
         partial = self.root / (_checked(name) + _PARTIAL)
         try:
@@ -149,7 +149,7 @@ class Cache:
     def room(self, name: str, needed: int, keep: Collection[str] = ()) -> None:
         """Make room for `needed` more bytes of `name`: evict the least recently used entries, but none of `keep`.
 
-        Raises OverBudgetError if the budget is too small, and UserError if the disk is.
+        Raises OverBudgetError if the budget is too small, and DiskError if the disk is.
         """
         entries = self.entries()
         used = sum(entry.bytes for entry in entries)
@@ -225,7 +225,7 @@ class Cache:
         except OSError as error:
             if error.errno in FULL:
                 raise self._disk_is_full() from None
-            raise UserError(
+            raise DiskError(
                 f"{self.root}: the cache cannot be written ({error.strerror}); set LINNAEUS_CACHE to another folder"
             ) from None
 
@@ -233,9 +233,9 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)  # somebody may have removed it by hand
         return shutil.disk_usage(self.root).free
 
-    def _disk_is_full(self, needed: int = 0) -> UserError:
+    def _disk_is_full(self, needed: int = 0) -> DiskError:
         problem = f"the disk has no room for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
-        return UserError(
+        return DiskError(
             f"{self.root}: {problem}; free some space, run `linnaeus data cache --clear`, or set LINNAEUS_CACHE to a "
             "folder on another disk"
         )

@@ -368,7 +368,7 @@ def test_a_full_disk_is_one_line(table: Images, cache: Cache):
     process = child(cache, table, 0, limit=5000)
     *names, last = process.communicate(timeout=60)[0].splitlines()
     assert 0 < len(names) <= N
-    assert last.startswith(f"UserError {cache.root}: the disk is full; free some")
+    assert last.startswith(f"DiskError {cache.root}: the disk is full; free some")
     assert cache.entries() == []
     assert list(cache.root.glob("pixels*")) == []
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))

@@ -17,6 +17,7 @@ from PIL import Image
 from tiny import write_idx, write_images, write_recipe
 
 import linnaeus
+from linnaeus.cache import Cache
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.sweeps import run as sweeps
@@ -161,6 +162,44 @@ def test_a_failed_trial_does_not_end_the_sweep(source: Path, recipe: str, tmp_pa
     assert len(failed) == 2
     assert "tail" in failed[0].reason
     assert [row["reason"] for row in rows(tmp_path / "out") if row["reason"]] == [t.reason for t in failed]
+
+
+@pytest.mark.parametrize("change", ["removed", "added", "cache"])
+def test_a_trial_that_the_machine_ended_is_repeated(
+    change: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The images are gone for a while, or others, or the cache is on a full disk: the settings are not at fault."""
+    source, out = write_images(tmp_path / "images", each=10), tmp_path / "sweep"
+    moved, more = tmp_path / "moved", source / "0" / "more.png"
+    real, calls, space = sweeps.train, 0, {"phase.1.lr": {"choices": [1e-3, 1e-2]}}
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if change == "cache" and calls == 2:
+            Cache(tmp_path / "full", 1)._acquire("pixels-00000000", wait=True)
+        run = real(*arguments, **options)
+        if change == "cache":
+            return run
+        source.rename(moved) if change == "removed" else more.write_bytes((source / "1" / "1 0.png").read_bytes())
+        return run
+
+    settings = {"data.split.valid": 0.3}
+    monkeypatch.setattr(sweeps, "train", train)
+    (tmp_path / "full").write_text("a file in the place of the cache")
+    message = (
+        "the cache cannot be written" if change == "cache" else "was changed or removed during the sweep; restore it"
+    )
+    with pytest.raises(JobError, match=message):
+        sweeps.sweep(source, recipe, space, trials=2, out=out, settings=settings, device="cpu", console=QUIET)
+    monkeypatch.setattr(sweeps, "train", real)
+    moved.rename(source) if change == "removed" else more.unlink(missing_ok=True)
+    result = sweeps.sweep(source, recipe, space, trials=2, out=out, settings=settings, device="cpu", console=QUIET)
+    assert sorted(float(trial.drawn["phase.1.lr"]) for trial in result.trials if trial.state == "complete") == [
+        1e-3,
+        1e-2,
+    ]
+    assert [trial.state for trial in result.trials if trial.state == "failed"] == []
 
 
 def test_repeated_failures_end_the_sweep(source: Path, recipe: str, tmp_path: Path):

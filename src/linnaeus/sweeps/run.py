@@ -91,7 +91,7 @@ def sweep(
     with study_errors(folder.path):
         study = Study(folder.path, dimensions, minimize=base.best == "loss", seed=base.seed, warmup=warmup)
         print_introduction(console, folder.path, base, study, trials)
-        worker = _Worker(source, base, study, folder, device, _TrialConsole(console))
+        worker = _Worker(source, base, table.fingerprint(), study, folder, device, _TrialConsole(console))
         # A grid smaller than the number of trials ends when each combination was tried.
         interrupted = worker.run(min(trials, combinations(dimensions) or trials))
         return worker.result(interrupted)
@@ -150,6 +150,10 @@ class _TrialConsole(Console):
             self.parent.warn(line)
 
 
+class _SourceChangedError(JobError):
+    """The images are not those that the sweep began with."""
+
+
 class _PrunedError(Exception):
     """Ends the training of a pruned trial."""
 
@@ -160,6 +164,8 @@ class _Worker:
 
     source: str | Path
     base: Recipe
+    fingerprint: str
+    """Of the images that the sweep began with."""
     study: Study
     folder: SweepFolder
     device: str
@@ -171,7 +177,7 @@ class _Worker:
         while (claimed := self.study.claim(total)) is not None:
             try:
                 trial = self.study.copy_result(claimed) if claimed.same_as is not None else self._train(claimed)
-            except DiskError:
+            except (DiskError, _SourceChangedError):
                 claimed.release()  # the settings are not at fault, so the next start repeats the trial
                 raise
             except StoppedError as error:
@@ -207,6 +213,7 @@ class _Worker:
                 raise _PrunedError
 
         folder = trial_folder(self.folder.path, claimed.number)
+        self._check_source()
         try:
             raw = self.base.model_dump(mode="json", exclude_none=True)
             recipe = override(raw, self.base.name, settings_of(self.study.space, claimed.params), None)
@@ -218,6 +225,7 @@ class _Worker:
         except _PrunedError:
             return self.study.finish(claimed, "pruned", {"figures": best[0].to_dict()})
         except Exception as error:  # a bad combination of settings must not end the sweep
+            self._check_source()
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             return self.study.finish(claimed, "failed", {"reason": " ".join(reason.split())[:500]})
         else:
@@ -229,6 +237,19 @@ class _Worker:
         finally:
             # Models of all trials would fill the disk; the best one was moved away before.
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_source(self) -> None:
+        """Raise _SourceChangedError if the images changed since the start: trials could not be compared."""
+        try:
+            _, table = resolve_recipe(Request(self.source, self.base), Console(silent=True))
+            changed = table.fingerprint() != self.fingerprint
+        except (UserError, OSError):
+            changed = True
+        if changed:
+            raise _SourceChangedError(
+                f"{self.source}: was changed or removed during the sweep; restore it, and the same command with --out "
+                f"{self.folder.path} continues"
+            )
 
     def result(self, interrupted: bool) -> Sweep:
         """Draw the plot and return the result. Raises JobError if no trial was completed."""

@@ -13,7 +13,7 @@ from linnaeus.console import Console
 from linnaeus.data.readers.csvfile import open_rows, read_csv
 from linnaeus.data.readers.listfile import Rows
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError, no_run
+from linnaeus.errors import DiskError, UserError, no_run
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.runs.changes import RunChanges
@@ -77,9 +77,11 @@ class SolvedRun:
         return dataclasses.replace(table, names=names, notes=(), root=root)
 
     def samples(self, table: Table) -> dict[str, Samples]:
-        """The decoded images of the run by split; none where no image of a split can be read."""
+        """The decoded images of the run by split; none where no image of a split can be read. Raises DiskError."""
         try:
             return load_samples(table, self.recipe, self.model.preprocessing, True, Console(silent=True))[0]
+        except DiskError:  # the images are not at fault
+            raise
         except UserError:
             return {}
 
