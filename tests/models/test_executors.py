@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +147,37 @@ def test_a_recorded_choice_is_not_measured_anew(tmp_path: Path, monkeypatch: pyt
     assert choose_executor(FrozenPart(network, "layer3"), x, 10**9, record=record).name == "fused"
 
 
+def test_for_few_images_no_graph_is_exported_even_where_it_is_the_known_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    part, x, record = FrozenPart(trained("resnet18"), "layer3"), torch.randn(2, 3, 64, 64), tmp_path / "executors.json"
+    record.write_text(json.dumps({executors._record_key(part, x): "onnxruntime"}))
+    exported: list[nn.Module] = []
+    export = executors._onnx_executor
+
+    def counting(fused: nn.Module, *rest, **more) -> Executor | None:
+        exported.append(fused)
+        return export(fused, *rest, **more)
+
+    monkeypatch.setattr(executors, "_onnx_executor", counting)
+    assert choose_executor(part, x, executors.FEW - 1, record=record).name == "fused"
+    assert exported == []
+    assert choose_executor(part, x, executors.FEW, record=record).name == "onnxruntime"
+    assert choose_executor(part, x, 1, record=record, required="onnxruntime").name == "onnxruntime"
+
+
+def test_norms_are_merged_without_importing_the_compiler():
+    code = """
+import sys, torch
+from linnaeus.models import create
+from linnaeus.models.onnx_graph import fuse_batchnorms, trace_graph
+x = torch.zeros(2, 3, 32, 32)
+trace_graph(fuse_batchnorms(create("resnet18", 3, 3).eval(), x), x)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
 class Two(nn.Module):
     """A norm after a convolution whose output is also used without it, or which is `shared` by another input."""
 
@@ -180,8 +213,8 @@ def test_bf16_is_chosen_where_it_is_faster_and_followed_where_it_is_required(mon
     expected = network.run(x, stop="layer4").detach()
     took = {"bf16": 1.0, "fused": 2.0}
 
-    def timed(name: str, run, sample: torch.Tensor, autocast) -> Executor:
-        return replace(measured(name, run, sample, autocast), seconds=took[name])
+    def timed(name: str, run, sample: torch.Tensor, autocast, runs: int = 1) -> Executor:
+        return replace(measured(name, run, sample, autocast, runs), seconds=took[name])
 
     measured = executors._timed
     monkeypatch.setattr(executors, "_timed", timed)

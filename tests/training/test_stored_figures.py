@@ -14,6 +14,7 @@ from test_change_classes import HEAD, write_class
 from test_forget import train_without
 from tiny import mini, settings, write_images, write_recipe
 
+from linnaeus.cache import default_cache
 from linnaeus.inference.classifier import load
 from linnaeus.inference.feature_batches import feature_batches
 from linnaeus.modelfile.safetensors import ModelFile, write_model
@@ -68,6 +69,9 @@ def test_a_second_run_computes_no_figures_again_and_has_the_same(tmp_path: Path,
     first = make_run(tmp_path)
     valid = json.loads((first / "metrics.json").read_text())["valid"]["n"]
     assert sum(computed) == valid
+    # Validation during training uses the same rows, so the images go through the network once.
+    stores = [entry.about for entry in default_cache().entries() if entry.name.startswith("activations-")]
+    assert sorted((store["n"], store["dtype"]) for store in stores) == [(valid, "float32"), (210 - valid, "float16")]
     computed.clear()
     second = make_run(tmp_path, "second")
     assert computed == []

@@ -26,6 +26,19 @@ BATCH = 64
 """Images through the head at once, always as many: the last bits depend on it."""
 
 
+def exact_stages(
+    network: Network, preprocessing: Preprocessing, device: torch.device, group: ProcessGroup, console: Console
+) -> FrozenStages | None:
+    """The stages below the head, whose output has every bit that the figures of a model are made of.
+
+    None where a network of the user's code may have changed since, and for small images, whose thumbnails count too.
+    """
+    if not network.has_features or network.arch["name"] == "custom" or preprocessing.size <= LARGEST_SIZE:
+        return None
+    bits = choice_key([versions(network.arch["name"])])
+    return FrozenStages(network.eval(), preprocessing, device, console, default_cache(), group, exact=bits)
+
+
 def feature_batches(
     network: Network,
     preprocessing: Preprocessing,
@@ -36,13 +49,11 @@ def feature_batches(
 ) -> Batches | None:
     """This process's share of the input of the head, in float32, for `answer`; from the cache where it has it.
 
-    None where it cannot be kept, where a network of the user's code may have changed since, and for small images,
-    whose thumbnails count too.
+    None where it cannot be kept.
     """
-    if not network.has_features or network.arch["name"] == "custom" or preprocessing.size <= LARGEST_SIZE:
+    frozen = exact_stages(network, preprocessing, device, group, console or Console(silent=True))
+    if frozen is None:
         return None
-    console, bits = console or Console(silent=True), choice_key([versions(network.arch["name"])])
-    frozen = FrozenStages(network.eval(), preprocessing, device, console, default_cache(), group, exact=bits)
     try:
         rows = frozen.rows([network.stages[-1]], samples, lambda b: preprocessing(b.pixels, b.shapes), "evaluation", {})
     except UserError:  # no room, or values that are not finite, which the caller reports

@@ -31,6 +31,9 @@ from linnaeus.text import percent
 WORTH_TRYING = 30.0
 """Seconds of eager computation above which ONNX Runtime is tried; export and trial of a ResNet-50 take about three."""
 
+FEW = 256
+"""Images below which a graph is exported only if eager computation takes WORTH_TRYING: export and session cost more."""
+
 FASTER = 0.9
 """ONNX Runtime is chosen if it takes less than this fraction of the time."""
 
@@ -43,6 +46,7 @@ INT8_TOLERANCE = 0.2
 BF16_TOLERANCE = 0.05
 """The same for bfloat16, whose 8 bits of precision leave 1 to 2 % after fifty layers."""
 
+RUNS = 3  # that are timed where executors compete; for a time estimate, one is enough
 LONG = 0.2  # seconds of a run after which the second is the last: the first allocates, later ones hardly vary
 
 COMPARED = 4  # images by which the outputs of two executors are compared
@@ -127,18 +131,22 @@ def choose_executor(
     key = _record_key(part, sample)
     compiles = sample.device.type == "cpu" and importlib.util.find_spec("onnxruntime") is not None
     known = required or (ChoiceRecord(record).read(key) if compiles else None)
+    few = images < FEW and required is None
     # A known choice is followed without comparing times, which differ from one measurement to the next.
-    compiled = _onnx_executor(fused, sample, expected) if compiles and known == "onnxruntime" and not bf16 else None
-    if compiled is not None:
-        return compiled
+    if compiles and known == "onnxruntime" and not bf16 and not few:
+        compiled = _onnx_executor(fused, sample, expected, runs=1)
+        if compiled is not None:
+            return compiled
+    runs = 1 if (few or known) and not bf16 else RUNS
     # A fused network whose outputs differ is dropped.
-    eager = _checked("fused", fused, sample, expected, autocast) or _timed("plain", front, sample, autocast)
+    eager = _checked("fused", fused, sample, expected, autocast, runs) or _timed("plain", front, sample, autocast, runs)
     if bf16:
         half = _bf16_executor(fused, sample, expected)
         if required == "bf16" or (required is None and half.seconds < FASTER * eager.seconds):
             return half
     # For few images the compilation does not pay.
-    if not compiles or known in ("plain", "fused") or (known is None and eager.seconds * images < WORTH_TRYING):
+    short = (known is None or few) and eager.seconds * images < WORTH_TRYING
+    if not compiles or known in ("plain", "fused") or short:
         return eager
     compiled = _onnx_executor(fused, sample, expected)
     chosen = compiled if compiled is not None and (known or compiled.seconds < FASTER * eager.seconds) else eager
@@ -212,14 +220,14 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
     return _timed("int8", run, held_out, nullcontext)
 
 
-def _onnx_executor(fused: nn.Module, sample: Tensor, expected: Tensor) -> Executor | None:
+def _onnx_executor(fused: nn.Module, sample: Tensor, expected: Tensor, runs: int = RUNS) -> Executor | None:
     """`fused` through ONNX Runtime; None if it cannot be exported or its outputs differ."""
     for export in (trace_graph, export_graph):
         try:
             run = _graph_function(export(fused, sample))
             if not _agrees(run(sample[:1]), expected[:1]):  # the number of images may be a constant of the graph
                 continue
-            executor = _checked("onnxruntime", run, sample, expected, nullcontext)
+            executor = _checked("onnxruntime", run, sample, expected, nullcontext, runs)
         except Exception:  # the exporters have exceptions of their own, and a user's network may contain anything
             continue
         if executor is not None:
@@ -238,12 +246,17 @@ def _graph_function(graph: bytes) -> Callable[[Tensor], Tensor]:
 
 
 def _checked(
-    name: str, run: Callable[[Tensor], Tensor], sample: Tensor, expected: Tensor, autocast: Autocast
+    name: str,
+    run: Callable[[Tensor], Tensor],
+    sample: Tensor,
+    expected: Tensor,
+    autocast: Autocast,
+    runs: int = RUNS,
 ) -> Executor | None:
     """The executor if its outputs match those of the plain network for the first images, otherwise None."""
     with torch.inference_mode():
         agrees = _agrees(run(sample[: len(expected)]), expected)
-    return _timed(name, run, sample, autocast) if agrees else None
+    return _timed(name, run, sample, autocast, runs) if agrees else None
 
 
 def _agrees(outputs: Tensor, expected: Tensor) -> bool:
@@ -251,8 +264,10 @@ def _agrees(outputs: Tensor, expected: Tensor) -> bool:
     return outputs.shape == expected.shape and bool(difference <= TOLERANCE * expected.abs().max())
 
 
-def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast: Autocast) -> Executor:
-    """The executor with its time per image: the shortest of three runs, or of two that take long."""
+def _timed(
+    name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast: Autocast, runs: int = RUNS
+) -> Executor:
+    """The executor with its time per image: the shortest of `runs`, or of two that take long."""
 
     def run_in_precision(x: Tensor) -> Tensor:
         with autocast():
@@ -260,7 +275,7 @@ def _timed(name: str, run: Callable[[Tensor], Tensor], sample: Tensor, autocast:
 
     seconds = []
     with torch.inference_mode():
-        for _ in range(3):
+        for _ in range(runs):
             started = time.perf_counter()
             run_in_precision(sample)
             if sample.device.type == "cuda":

@@ -27,6 +27,10 @@ class _Reads(TorchDispatchMode):
         self.count: Counter[int] = Counter()
         """By the id of the tensor."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler: two seconds, to keep it from compiling this class
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count.update({id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)})
         return func(*args, **(kwargs or {}))

@@ -166,7 +166,8 @@ class FrozenStages:
             # Every rank must find the store, or all of them take part in building it.
             if not all(self.group.all_gather(store is not None)):
                 sample = prepare(self._first_batch(samples))
-                executor = self._executor(part, sample, len(samples))
+                computing = len(samples) if earlier is None or earlier.exact else earlier.missing
+                executor = self._executor(part, sample, computing)
                 shape = self._shape(part, executor, sample[:1])
                 spec = StoreSpec(len(samples), shape, text, executor.name, images, bool(self.exact))
                 computed = _CutRows(samples, prepare, executor, self.batch, self.device)

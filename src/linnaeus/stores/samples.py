@@ -33,6 +33,11 @@ class EarlierRows:
     """Number of views -> the mark of the earlier store, if its own rows were reused from another."""
 
     @property
+    def missing(self) -> int:
+        """Number of wanted images that the other run does not have."""
+        return int((self.positions < 0).sum())
+
+    @property
     def mark(self) -> str:
         """Part of the key of a store of views whose rows were reused: they are drawn by the number of an image in
         an earlier run, which the images of this run do not tell."""

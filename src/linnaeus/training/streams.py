@@ -16,6 +16,7 @@ from linnaeus.cache import OverBudgetError
 from linnaeus.console import Console, duration
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sampling, Subset
 from linnaeus.distributed.group import ProcessGroup
+from linnaeus.inference.feature_batches import exact_stages
 from linnaeus.models.executors import Executor
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
@@ -191,7 +192,10 @@ class Streams:
     def _valid_activations(self, number: int, cut: str) -> Stream:
         """Stored activations of the validation images, or the frozen part in every epoch if they do not fit."""
         cuts = self._cuts(number, cut, lambda phase: True)
-        rows = self._store(cuts, self.valid, self._preprocess, "validation", {})
+        exact: FrozenStages | None = None
+        if self.frozen_body:  # the final evaluation needs these rows too
+            exact = exact_stages(self.frozen.model, self.preprocessing, self.device, self.group, self.console)
+        rows = self._store(exact or self.frozen, cuts, self.valid, self._preprocess, "validation", {})
         if rows is None:
             pixels, executor = self._valid_pixels(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
             return Stream(pixels.batches, lambda batch, epoch: executor(self._preprocess(batch)))
@@ -213,14 +217,21 @@ class Streams:
             labels = np.repeat(self.train.labels, views, axis=0)
             samples = Samples(Subset(self.train.rows, repeated), labels, earlier=earlier)
         label = f"training, {views} views" if phase.views else "training"
-        rows = self._store(cuts, samples, _Views(partial(augmented, self._augment(phase)), views), label, variant)
+        views_of = _Views(partial(augmented, self._augment(phase)), views)
+        rows = self._store(self.frozen, cuts, samples, views_of, label, variant)
         # The store would not fit: the frozen part then runs in each epoch.
         if rows is None:
             return self._fresh_activations(phase, cut)
         return Stream(self._train_batches(phase, rows, views), lambda batch, epoch: stored(batch))
 
     def _store(
-        self, cuts: list[str], samples: Samples, prepare: Prepare, label: str, variant: dict[str, Any]
+        self,
+        frozen: FrozenStages,
+        cuts: list[str],
+        samples: Samples,
+        prepare: Prepare,
+        label: str,
+        variant: dict[str, Any],
     ) -> Rows | None:
         """The stored activations at the last of `cuts`; None if they do not fit the cache.
 
@@ -228,7 +239,7 @@ class Streams:
         """
         for attempt in (cuts, cuts[-1:])[: len(cuts)]:
             try:
-                return self.frozen.rows(attempt, samples, prepare, label, variant)
+                return frozen.rows(attempt, samples, prepare, label, variant)
             except OverBudgetError as error:
                 reason = error
         self.console.say(f"  {label}: activations are not stored ({reason}); the frozen part runs in every epoch")
