@@ -6,22 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import mini, phase, write_idx, write_recipe
+from tiny import mini, phase, phase_run, settings, stream, write_idx, write_recipe
 from torch import nn
 
+from linnaeus.console import Console
 from linnaeus.distributed.engine import Engine
+from linnaeus.distributed.environment import ProcessInfo
 from linnaeus.errors import UserError
 from linnaeus.models import create, wrap
+from linnaeus.recipe import Recipe
 from linnaeus.training.optim import (
     build_optimizer,
+    differs_by_process,
     eager,
     freeze,
     parameter_groups,
     train_mode,
     training_stages,
 )
+from linnaeus.training.recorder import Recorder
+from linnaeus.training.tuning.tuning import Tuning
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,27 @@ from linnaeus.training.optim import (
 )
 def test_stages_come_in_the_order_of_the_network(asked: list[str], found: tuple[str, ...]):
     assert training_stages(create("resnet20", 3), asked) == found
+
+
+def test_a_batchnorm_that_trains_differs_by_process():
+    resnet = create("resnet20", 3)
+    assert differs_by_process(resnet, ["layer3", "head"], "train")
+    assert not differs_by_process(resnet, ["head"], "train")
+    assert not differs_by_process(resnet, ["layer3"], "synced")
+    assert not differs_by_process(resnet, ["layer3"], "frozen")
+    assert not differs_by_process(mini(), ["head"], "train")
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, False), (2, True)])
+def test_a_run_says_that_several_processes_differ(processes: int, said: bool, capsys: pytest.CaptureFixture[str]):
+    resnet = create("resnet20", 3, 1)
+    images, labels = np.zeros((6, 28, 28, 1), np.uint8), np.arange(6) % 3
+    run = phase_run(resnet, phase(train=["layer3", "head"]), stream(images, labels))
+    recipe = Recipe.model_validate({**settings(), "phase": [{"epochs": 1, "lr": 0.1}]})
+    engine = Engine("cpu", "32")
+    engine.info = ProcessInfo(0, processes)
+    Tuning(engine, Recorder(), Console(), recipe)._announce(run, torch.zeros(6, 1, 28, 28), "")
+    assert ("BatchNorm: each process" in capsys.readouterr().out) == said
 
 
 def test_an_unknown_stage_is_rejected_with_a_suggestion():

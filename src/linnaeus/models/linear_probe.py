@@ -106,8 +106,8 @@ def fit_linear_probe(
     # The mean over the folds is close to the solution on all samples. The curvature of one fold is of no use: where its
     # probe separates all samples that it has seen, the curvature vanishes, unlike that on all samples.
     start, before = best.solution.mean(0, keepdim=True), None if search.last is None or large else search.last.mean()
-    solved = solve(final, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE, before=before)
-    solution = solved.values[0]
+    search.last = None  # its curvature takes memory that the last fit needs
+    solution = solve(final, best.penalty, start, steps=FINAL_STEPS, tolerance=FINAL_TOLERANCE, before=before).values[0]
     training_logits = problem.logits(x, solution)
     # Undo rotation and standardization: W z + b with z = (f - mean) / std becomes weight f + bias.
     weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std

@@ -42,6 +42,14 @@ def check_norms(model: Network, phase: Phase) -> None:
         raise UserError(f'phase.norms = "{phase.norms}": {model.arch["name"]} has no BatchNorm; remove the setting')
 
 
+def differs_by_process(model: Network, stages: Sequence[str], norms: str) -> bool:
+    """Whether several processes train `stages` to other weights than one: each normalizes by its own images."""
+    return norms == "train" and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and model.stage_of(name) in stages
+        for name, module in model.named_modules()
+    )
+
+
 def freeze(model: Network, stages: Sequence[str]) -> None:
     """Require gradients for the parameters of `stages` only."""
     for name, parameter in model.named_parameters():

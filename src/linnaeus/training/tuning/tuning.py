@@ -11,6 +11,7 @@ from linnaeus.device import free_memory
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.precision import BF16, FLOAT32
 from linnaeus.recipe import Phase, Recipe
+from linnaeus.training.optim import differs_by_process
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.recorder import Recorder
 from linnaeus.training.tuning.compilation import choose_compilation
@@ -127,6 +128,11 @@ class Tuning:
         shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
         per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
         self.console.say(f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}")
+        if world_size > 1 and differs_by_process(run.net.model, run.stages, phase.norms):
+            self.console.say(
+                "  BatchNorm: each process normalizes by its own images, so that the result differs from that of one "
+                'process; norms = "synced" uses the images of all'
+            )
 
 
 def is_synced(phase: Phase, engine: Engine) -> bool:
