@@ -5,6 +5,7 @@ Patches in the fork decide where it dies; the product contains no code for that.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -77,11 +78,12 @@ def dying(module: Any, name: str, nth: int = 1, after: bool = False, of: str = "
     setattr(module, name, call)
 
 
-def contents(run: Path) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
+def contents(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]], dict[str, Any]]:
     """Weights, history and metrics of a run, both without durations."""
     metrics = json.loads((run / "metrics.json").read_text())
     metrics.pop("seconds")
-    history = [line.rpartition(",")[0] for line in (run / "history.csv").read_text().splitlines()]
+    with (run / "history.csv").open(newline="") as file:
+        history = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
     return load_file(run / "model.safetensors"), history, metrics
 
 

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import QUIET, check_same, contents, die, in_child, undrawn
+from killing import QUIET, check_same, contents, dying, in_child, undrawn
 from reference import torchvision
 from safetensors.torch import save_file
 from several import several
-from tiny import write_images
+from tiny import write_images, write_label_sets
 
 import linnaeus
 from linnaeus.check.data_check import check
 from linnaeus.console import Console
+from linnaeus.errors import UserError
 from linnaeus.explain.neighbors import gallery
+from linnaeus.export.onnx import export_onnx
 from linnaeus.models.weights.store import import_file
 from linnaeus.training.checkpoint import Checkpoints
 
@@ -55,15 +57,15 @@ def hub_network(folder: Path) -> str:
     return "hf/somebody/tiny"
 
 
-def timm_network(folder: Path) -> str:
+def timm_network(folder: Path, name: str = "test_vit") -> str:
     """A network of timm whose weights are on this machine."""
     timm = pytest.importorskip("timm", reason="pip install --no-deps timm")
     torch.manual_seed(0)
-    tensors = {name: tensor.contiguous() for name, tensor in timm.create_model("test_vit").state_dict().items()}
+    tensors = {key: tensor.contiguous() for key, tensor in timm.create_model(name).state_dict().items()}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    import_file("timm/test_vit", folder)
-    return "timm/test_vit"
+    import_file(f"timm/{name}", folder)
+    return f"timm/{name}"
 
 
 def onnx_network(folder: Path) -> str:
@@ -92,6 +94,18 @@ def train(source: Path, out: Path, model: str, **more: Any) -> Any:
     return linnaeus.train(source, out=out, model=model, device="cpu", console=QUIET, seed=0, **more)
 
 
+def check_resumed(source: Path, folder: Path, model: str, **more: Any) -> None:
+    """A run killed at its third checkpoint ends, when it is resumed, as the run `whole`."""
+
+    def killed() -> None:
+        dying(Checkpoints, "write", 3, after=True)
+        train(source, folder / "killed", model, **more)
+
+    assert in_child(killed) == -9
+    train(source, folder / "killed", model, resume=True, **more)
+    check_same(folder / "killed", folder / "whole")
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_linear_head_and_what_follows(kind: str, source: Path, tmp_path: Path):
     """Alone and in two processes the same model; its neighbors, predictions and the embeddings of check."""
@@ -115,22 +129,7 @@ def test_fine_tuning_resumed_after_a_kill(source: Path, tmp_path: Path):
     more = {"weights": "pretrained", "settings": FINE_TUNED, "checkpoint_every": "2steps"}
     train(source, tmp_path / "whole", model, recipe="photos", **more)
 
-    def killed() -> None:
-        write, count = Checkpoints.write, [0]
-
-        def dying(self: Checkpoints, *arguments: Any, **options: Any) -> Any:
-            found = write(self, *arguments, **options)
-            count[0] += 1
-            if count[0] == 3:
-                die()
-            return found
-
-        Checkpoints.write = dying  # type: ignore[method-assign]
-        train(source, tmp_path / "killed", model, recipe="photos", **more)
-
-    assert in_child(killed) == -9
-    train(source, tmp_path / "killed", model, recipe="photos", resume=True, **more)
-    check_same(tmp_path / "killed", tmp_path / "whole")
+    check_resumed(source, tmp_path, model, recipe="photos", **more)
 
 
 def test_sweep_and_scikit_learn(source: Path, tmp_path: Path):
@@ -159,3 +158,43 @@ def test_sweep_and_scikit_learn(source: Path, tmp_path: Path):
     files = [str(path) for path in sorted(source.rglob("*.png"))]
     labels = [Path(path).parent.name for path in files]
     assert estimator.fit(files, labels).predict(files[:4]).shape == (4,)
+
+
+WINDOWS: dict[str, Any] = {
+    "model.head": {"windows": 2},
+    "data.size": 64,
+    "data.resize": 64,
+    "data.split.valid": 0.25,
+    "phase": [{"train": ["head"], "head": "auto", "epochs": 1, "batch": 8, "lr": 1e-3}],
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_windows_need_a_feature_map(kind: str, tmp_path: Path):
+    """A vision transformer has tokens, and of the other libraries only the pooled features are used."""
+    model, source = NETWORKS[kind](tmp_path / "net"), write_label_sets(tmp_path / "images")
+    with pytest.raises(UserError, match=r"model\.head\.windows.*; leave it out$"):
+        train(source, tmp_path / "run", model, settings=WINDOWS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_windows_on_a_feature_map_of_timm(tmp_path: Path):
+    """In two processes the same head as in one; the ONNX file and the run resumed after a kill agree with it."""
+    model, source = timm_network(tmp_path / "net", "test_efficientnet"), write_label_sets(tmp_path / "images")
+    train(source, tmp_path / "one", model, settings=WINDOWS)
+    several(2, lambda rank: bool(train(source, tmp_path / "two", model, settings=WINDOWS)))
+    found, expected = (contents(tmp_path / run)[0] for run in ("two", "one"))
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    classifier = linnaeus.load(tmp_path / "one", device="cpu")
+    path, _ = export_onnx(
+        classifier, "onnx", data=str(source), out=tmp_path / "m.onnx", agree=0.99, console=Console(silent=True)
+    )
+    assert path is not None
+    image = tmp_path / "images" / "1.png"
+    exported = linnaeus.load(path).predict(image).probabilities
+    assert exported == pytest.approx(classifier.predict(image).probabilities, abs=1e-5)
+
+    trained = {**WINDOWS, "phase": [{"train": ["head"], "epochs": 2, "batch": 8, "lr": 1e-2}]}
+    more = {"settings": trained, "checkpoint_every": "2steps"}
+    train(source, tmp_path / "whole", model, **more)
+    check_resumed(source, tmp_path, model, **more)
