@@ -141,16 +141,18 @@ def test_what_may_change_a_bit_makes_another_store(change: str, computed: list[i
     assert sum(computed) == 40
 
 
-def test_stored_features_are_those_of_the_network_in_batches_of_one_size():
+@pytest.mark.parametrize("n", [20, 17, 3, 1])
+def test_stored_features_are_those_of_the_network_in_batches_of_one_size(n: int):
     images = np.random.default_rng(0).integers(0, 255, (20, SIDE, SIDE), dtype=np.uint8)
-    batches = batches_of(images)
+    batches = batches_of(images[20 - n :])
     assert batches is not None
-    rows, _ = batches.rows.gather(np.arange(20))
+    rows, _ = batches.rows.gather(np.arange(n))
     assert rows.dtype == np.float32
     x = ABOUT(torch.from_numpy(images[4:, :, :, None]), np.full((16, 2), SIDE))
     with torch.inference_mode():
         expected = mini(seed=1).eval().pooled_features(x)
-    assert np.array_equal(rows[4:], expected.numpy())
+    known = min(n, 16)
+    assert np.array_equal(rows[-known:], expected.numpy()[-known:])
 
 
 def test_where_the_cache_has_no_room_images_go_through_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
