@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from linnaeus.data.images.decode import RowSpec, UnreadableError, load_row
+from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.images.encode import to_pillow
 
 SIDES = (160, 640, 1600)
@@ -44,8 +43,6 @@ class Thumbnails:
                 return self._kept[image, side]
         # Decoded outside the lock, so that several images load at once.
         row = load_row(str(self.folder / self.paths[image]), RowSpec(side, "crop", "bilinear", 3))
-        if not isinstance(row, np.ndarray):  # load_row returns pixels or raises
-            raise UnreadableError(self.paths[image], "cannot be decoded")
         data = _encode(to_pillow(row))
         with self._mutex:
             self._kept[image, side] = data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.cache import Cache, Entry
+from linnaeus.data.background import Progress
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.errors import JobError
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows
@@ -99,7 +100,7 @@ def find_activations(n: int, key: str, cache: Cache) -> ActivationStore | None:
 
 
 def build_activations(
-    source: RowSource, spec: StoreSpec, cache: Cache, progress: Callable[[int, int], None] | None = None
+    source: RowSource, spec: StoreSpec, cache: Cache, progress: Progress | None = None
 ) -> ActivationStore:
     """Build the store from the rows of `source`, or return it where the cache has it.
 
@@ -128,7 +129,7 @@ class _OverflowError(Exception):
 
 
 def _write_rows(
-    folder: Path, source: RowSource, spec: StoreSpec, dtype: np.dtype, progress: Callable[[int, int], None] | None
+    folder: Path, source: RowSource, spec: StoreSpec, dtype: np.dtype, progress: Progress | None
 ) -> dict[str, int]:
     """Write the rows that are missing in `folder`. Returns the CRC-32 of the file of rows, by its name."""
     _start_build(folder, json.dumps(spec.to_dict(dtype)))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from linnaeus.cache import Cache
+from linnaeus.data.background import Progress
 from linnaeus.distributed.group import ProcessGroup
 from linnaeus.stores.activations import RowSource, StoreSpec, build_activations
-
-Progress = Callable[[int, int], None]
 
 
 def build_with_group(group: ProcessGroup, source: RowSource, spec: StoreSpec, cache: Cache, progress: Progress) -> None:
@@ -54,7 +54,7 @@ class _GatheredRows:
 
 def _compute_shares(group: ProcessGroup, source: RowSource) -> None:
     """The other ranks: compute shares from the row that rank 0 names, each time it starts over, until it is done."""
-    receive: Callable[[], None] = lambda: None  # only rank 0's value is broadcast
+    receive: Callable[[], Any] = lambda: None  # only the value of rank 0 is broadcast
     while (start := group.broadcast(receive)) is not None:
         shares = source.batches(start, group.rank, group.world_size)
         while group.broadcast(receive):

@@ -7,8 +7,9 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import MemberError
+from linnaeus.data.background import Progress
 from linnaeus.data.images.decode import IMAGE_SUFFIXES, MAX_BYTES, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.readers.shards import FORMAT, INDEX
 from linnaeus.data.table import SPLITS, Table
@@ -43,7 +45,7 @@ def write_shards(
     *,
     size: int = 256,
     resize: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Written:
     """Write the images of `table` as shards of about `size` megabytes in the new folder `out`, with their index.
 
@@ -78,7 +80,7 @@ class _Writer:
         self.lines: list[str] = []
         self.done = Written()
 
-    def write(self, progress: Callable[[int, int], None] | None) -> Written:
+    def write(self, progress: Progress | None) -> Written:
         for split in (*SPLITS, ""):
             indices = self.table.where(split)
             if len(indices):
@@ -90,23 +92,19 @@ class _Writer:
         self.done.shards = len(self.shards)
         return self.done
 
-    def _split(self, split: str, indices: np.ndarray, progress: Callable[[int, int], None] | None) -> None:
-        number = 0
-        pending: Iterator[tuple[int, str, bytes]] = self._images(indices, progress)
-        following = next(pending, None)
-        while following is not None:
+    def _split(self, split: str, indices: np.ndarray, progress: Progress | None) -> None:
+        images = self._images(indices, progress)
+        for number, first in enumerate(images):
             path = self.folder / f"{split or 'all'}-{number:05d}.tar"
             with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                while following is not None:
-                    self._add(tar, file, split, *following)
-                    following = next(pending, None)
+                for image in chain([first], images):
+                    self._add(tar, file, split, *image)
                     # Checked after a sample, so that the files of one sample stay in one shard.
                     if file.tell() >= self.limit:
                         break
             sync(path)
             self.shards.append({"file": path.name, "bytes": path.stat().st_size})
             self.done.bytes += path.stat().st_size
-            number += 1
 
     def _add(self, tar: tarfile.TarFile, file: Any, split: str, i: int, suffix: str, data: bytes) -> None:
         """Add one sample: the image, `.cls` with the class index as WebDataset has it, and `.json` with the names."""
@@ -126,9 +124,7 @@ class _Writer:
         self.lines.append(json.dumps(line, ensure_ascii=False))
         self.done.images += 1
 
-    def _images(
-        self, indices: np.ndarray, progress: Callable[[int, int], None] | None
-    ) -> Iterator[tuple[int, str, bytes]]:
+    def _images(self, indices: np.ndarray, progress: Progress | None) -> Iterator[tuple[int, str, bytes]]:
         """(sample, suffix, content) of each image that can be read; the others are added to `left_out`."""
         for i in indices.tolist():
             try:
