@@ -122,16 +122,15 @@ def refuse_swapped(path: Path, classes: Iterable[str], names: Mapping[str, str])
 
 def names_by_index(folder: Path) -> tuple[Path, dict[int, str]] | None:
     """The first text file in `folder` that names classes by number, and index -> name; None if there is none."""
-    for path in (folder / name for name in TEXT_FILES):
-        if tree.is_file(path):
-            try:
-                names = read_classes(path)
-            except UserError:
-                if path.name == NAMES_TEXT:
-                    raise
-                continue
-            if not any(Path(word).suffix.lower() in IMAGE_SUFFIXES for line in names.values() for word in line.split()):
-                return path, names
+    for path in filter(tree.is_file, (folder / name for name in TEXT_FILES)):
+        try:
+            names = read_classes(path)
+        except UserError:
+            if path.name == NAMES_TEXT:
+                raise
+            continue
+        if not any(Path(word).suffix.lower() in IMAGE_SUFFIXES for line in names.values() for word in line.split()):
+            return path, names
     return None
 
 

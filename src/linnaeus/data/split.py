@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -81,15 +83,10 @@ def _choose(
     chosen: dict[int, str] = {}  # sample -> the split it is set aside for
     # Fixed units first. Then the largest, because a small unit still fits where a large one does not.
     for unit in sorted(units, key=lambda unit: (unit not in fixed, -len(units[unit]), _draw(seed, unit))):
-        size: dict[int, int] = {}  # samples of the unit, by class
-        for index in units[unit]:
-            size[labels[index]] = size.get(labels[index], 0) + 1
-        best, gain = fixed.get(unit, "train"), 0
+        size = Counter(labels[index] for index in units[unit])  # samples of the unit, by class
+        best = fixed.get(unit, "train")
         if unit not in fixed and all(spare[c] >= k for c, k in size.items()):
-            for name, missing in need.items():  # how much closer this unit brings the split to its targets
-                nearer = sum(k * (2 * missing[c] - k) for c, k in size.items())
-                if nearer > gain:
-                    best, gain = name, nearer
+            best = _most_in_need(size, need)
         if best != "train":
             for c, k in size.items():
                 spare[c] -= k
@@ -103,6 +100,16 @@ def _choose(
                 f"({_reason(table, pool, trained)}); add images, or set the share {name} = 0"
             )
     return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
+
+
+def _most_in_need(size: Mapping[int, int], need: Mapping[str, list[int]]) -> str:
+    """The split that samples of these classes bring most closer to its targets; train if they bring none closer.
+
+    `size`: number of samples by class; `need`: split -> missing samples of each class.
+    """
+    gains = {name: sum(k * (2 * missing[c] - k) for c, k in size.items()) for name, missing in need.items()}
+    best = max(gains, key=gains.__getitem__, default="train")
+    return best if gains.get(best, 0) > 0 else "train"
 
 
 def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> str:
