@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.errors import DiskError, UserError
+from linnaeus.text import SafeCsvWriter
 
 try:
     import fcntl
@@ -202,6 +203,13 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def csv_file(path: Path, *, errors: str = "strict", line_end: str = "\n") -> Iterator[SafeCsvWriter]:
+    """Write a CSV file in this block, atomically. `errors`: what becomes of text that is not UTF-8."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", errors=errors, newline="") as file:
+        yield SafeCsvWriter(file, line_end)
 
 
 def read_object(path: Path) -> dict[str, Any]:

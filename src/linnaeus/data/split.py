@@ -14,9 +14,8 @@ import numpy as np
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError, visible
-from linnaeus.files import atomic
+from linnaeus.files import csv_file
 from linnaeus.metrics.stratification import iterative_stratification
-from linnaeus.text import SafeCsvWriter
 
 
 def split_table(
@@ -202,8 +201,7 @@ def write_split(table: Table, path: str | Path, contents: np.ndarray | None = No
     no path; its id is written instead, for information only.
     """
     beside = os.path.dirname(os.path.abspath(path)) + os.sep
-    with atomic(Path(path)) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = SafeCsvWriter(file, "\r\n")
+    with csv_file(Path(path), errors="surrogateescape", line_end="\r\n") as writer:
         writer.writerow(
             ["path", "labels" if table.several else "label", "split"]
             + ["group"] * (table.groups is not None)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, numbered
+from linnaeus.files import csv_file, numbered
 from linnaeus.label.estimate import ENOUGH
 from linnaeus.label.journal import ACCEPTED, UNKNOWN, Label
 from linnaeus.label.session import Session
-from linnaeus.text import SafeCsvWriter
 
 MIN_PER_CLASS = 2  # images of a class, so that one can be held out
 LINES = 8  # of the output that the page shows
@@ -164,8 +163,7 @@ class Finish:
         # Copies stay on one side of the split, or validation would repeat training images.
         split = self._split(labels, dict(zip(labels, groups, strict=True)), sample)
         file = self._source
-        with atomic(file) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = SafeCsvWriter(stream)
+        with csv_file(file, errors="surrogateescape") as writer:
             writer.writerow(("path", "label", "split", "group", "provenance"))
             for (path, label), group in zip(labels.items(), groups, strict=True):
                 if path in split:

@@ -17,7 +17,7 @@ from pathlib import Path
 from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.readers.csvfile import read_csv
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, disk_errors
+from linnaeus.files import csv_file, disk_errors
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label
 from linnaeus.text import SafeCsvWriter, plain_cell
 
@@ -179,11 +179,7 @@ class LabelStore:
 
 
 def _write_rows(file: Path, rows: Sequence[Sequence[str]]) -> None:
-    with (
-        atomic(file) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-    ):
-        writer = SafeCsvWriter(stream)
+    with csv_file(file, errors="surrogateescape") as writer:
         writer.writerow(COLUMNS)
         writer.writerows(rows)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from linnaeus.explain.pulls import Pull, Pulls
 from linnaeus.explain.saliency import Explanation
-from linnaeus.files import atomic
+from linnaeus.files import csv_file
 from linnaeus.report.explanation import Examples
-from linnaeus.text import SafeCsvWriter, percent
+from linnaeus.text import percent
 
 COLUMNS = ("pull", "first_order", "probability_without")
 
@@ -30,11 +30,7 @@ def pulling_images(explanation: Explanation, pulls: Pulls) -> list[Examples]:
 
 def write_csv(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write the training images of the records of `explain --json`, one a row. Pulls are in log-odds."""
-    with (
-        atomic(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = SafeCsvWriter(file)
+    with csv_file(path, errors="backslashreplace") as writer:
         writer.writerow(["image", "explained", "direction", "training_image", "class", *COLUMNS])
         for record in records:
             for direction, pulls in record.get("because", {}).items():

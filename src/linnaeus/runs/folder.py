@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import atomic, disk_errors, numbered, sync, write_text
+from linnaeus.files import atomic, csv_file, disk_errors, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
 from linnaeus.runs.history import Row, write_rows
@@ -30,7 +30,6 @@ from linnaeus.runs.lock import LOCK
 from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.penalties import FILES as PENALTIES
-from linnaeus.text import SafeCsvWriter
 
 WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY, TRACKING})
 """Files that a run may have written before its first model."""
@@ -142,8 +141,7 @@ class RunFolder:
 
     def write_bad_images(self, bad: list[tuple[str, str]]) -> None:
         """Write (path, reason) of every image that was left out."""
-        with atomic(self.file(BAD_IMAGES)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = SafeCsvWriter(file)
+        with csv_file(self.file(BAD_IMAGES)) as writer:
             writer.writerow(["path", "reason"])
             writer.writerows(bad)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from linnaeus.runs.parsing import invalid_row, read_csv
+from linnaeus.runs.parsing import parse_rows, read_csv
 from linnaeus.text import SafeCsvWriter
 
 
@@ -50,13 +50,7 @@ def write_rows(file: TextIO, rows: Iterable[Row], *, header: bool) -> None:
 
 def read_history(path: Path) -> list[Row]:
     """Read history.csv. Raises UserError that names the file and the line."""
-    rows = []
-    for number, row in enumerate(read_csv(path), 2):
-        try:
-            rows.append(_parse(row))
-        except (KeyError, TypeError, ValueError) as error:
-            raise invalid_row(path, number, row, error) from None
-    return rows
+    return parse_rows(path, read_csv(path), _parse)
 
 
 def _parse(row: dict[str, str]) -> Row:

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.errors import UserError
-from linnaeus.files import atomic
+from linnaeus.files import csv_file
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.runs.parsing import ADVICE, invalid_row, read_csv
-from linnaeus.text import SafeCsvWriter
+from linnaeus.runs.parsing import ADVICE, parse_rows, read_csv
 
 FIRST = ("sample", "split", "true", "predicted", "group")
 PROBABILITY = "probability of "
@@ -60,8 +59,7 @@ def label_prediction_rows(
 
 def write_label_predictions(path: Path, rows: Iterable[LabelPredictionRow], classes: Sequence[str]) -> None:
     """Write predictions.csv; probabilities have ten significant digits."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = SafeCsvWriter(file)
+    with csv_file(path) as writer:
         writer.writerow([*FIRST, *(PROBABILITY + name for name in classes)])
         for row in rows:
             labels = "|".join(row.true), "|".join(row.predicted)
@@ -81,18 +79,13 @@ def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPred
     wanted = {*FIRST, *(PROBABILITY + name for name in classes)}
     if not rows or set(rows[0]) != wanted:
         raise UserError(f"{path}: must have rows with the columns {', '.join(FIRST)} and one for each class; {ADVICE}")
-    predictions = []
-    # The header is line 1.
-    for number, row in enumerate(rows, 2):
-        try:
-            true, predicted = (tuple(filter(None, row[key].split("|"))) for key in ("true", "predicted"))
-            # A file of another model may have the same columns but other labels.
-            if not known.issuperset((*true, *predicted)):
-                raise ValueError(f"labels {row['true']!r} and {row['predicted']!r}")
-            probabilities = np.array([float(row[PROBABILITY + name]) for name in classes])
-            predictions.append(
-                LabelPredictionRow(row["sample"], row["split"], true, predicted, probabilities, row["group"])
-            )
-        except (TypeError, ValueError, AttributeError) as error:
-            raise invalid_row(path, number, row, error) from None
-    return predictions
+
+    def parse(row: dict[str, str]) -> LabelPredictionRow:
+        true, predicted = (tuple(filter(None, row[key].split("|"))) for key in ("true", "predicted"))
+        # A file of another model may have the same columns but other labels.
+        if not known.issuperset((*true, *predicted)):
+            raise ValueError(f"labels {row['true']!r} and {row['predicted']!r}")
+        probabilities = np.array([float(row[PROBABILITY + name]) for name in classes])
+        return LabelPredictionRow(row["sample"], row["split"], true, predicted, probabilities, row["group"])
+
+    return parse_rows(path, rows, parse)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import METRICS
 from linnaeus.text import plain_cell
 
 ADVICE = "train the run again"
+Row = TypeVar("Row")
 
 
 def read_text(path: Path) -> str:
@@ -44,10 +46,16 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path}: is not valid CSV ({error}); {ADVICE}") from None
 
 
-def invalid_row(path: Path, number: int, row: dict[str, str], error: Exception) -> UserError:
-    """The error for line `number` of a CSV file, the header being line 1."""
-    reason = f"{type(error).__name__}: {error}"
-    return UserError(f"{path}:{number}: invalid row {list(row.values())[:8]} ({reason}); {ADVICE}")
+def parse_rows(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, str]], Row]) -> list[Row]:
+    """`rows` of a file as `parse` reads them. Raises UserError that names the line of a row that it cannot read."""
+    parsed = []
+    for number, row in enumerate(rows, 2):  # the header is line 1
+        try:
+            parsed.append(parse(row))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}:{number}: invalid row {list(row.values())[:8]} ({reason}); {ADVICE}") from None
+    return parsed
 
 
 def read_metrics(run: Path) -> dict[str, Any]:

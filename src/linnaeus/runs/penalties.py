@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from linnaeus.files import atomic
+from linnaeus.files import csv_file
 from linnaeus.runs.parsing import read_csv
-from linnaeus.text import SafeCsvWriter
 
 FILES = "penalties-phase*.csv"
 
@@ -32,8 +31,7 @@ def penalties_file(folder: Path, phase: int) -> Path:
 
 def write_penalties(path: Path, trials: Iterable[Trial]) -> None:
     """Write trials in the order of their penalties."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = SafeCsvWriter(file)
+    with csv_file(path) as writer:
         writer.writerow(["penalty", "loss", "accuracy"])
         for trial in sorted(trials, key=lambda trial: trial.penalty):
             accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.6f}"

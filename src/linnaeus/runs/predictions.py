@@ -7,10 +7,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from linnaeus.errors import UserError
-from linnaeus.files import atomic
+from linnaeus.files import csv_file
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.runs.parsing import ADVICE, invalid_row, read_csv
-from linnaeus.text import SafeCsvWriter
+from linnaeus.runs.parsing import ADVICE, parse_rows, read_csv
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ def prediction_rows(
 
 def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
     """Write predictions.csv; probabilities have ten significant digits."""
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = SafeCsvWriter(file)
+    with csv_file(path) as writer:
         writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow(f"{value:.10g}" if isinstance(value, float) else value for value in astuple(row))
@@ -77,13 +75,7 @@ def read_predictions(path: Path) -> list[PredictionRow]:
     rows = read_csv(path)
     if not rows or set(rows[0]) | LATER_COLUMNS != set(COLUMNS):
         raise UserError(f"{path}: must have rows with the columns {', '.join(COLUMNS)}; {ADVICE}")
-    predictions = []
-    for number, row in enumerate(rows, 2):
-        try:
-            predictions.append(_parse(row))
-        except (TypeError, ValueError) as error:
-            raise invalid_row(path, number, row, error) from None
-    return predictions
+    return parse_rows(path, rows, _parse)
 
 
 def _parse(row: dict[str, str]) -> PredictionRow:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from linnaeus._version import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
-from linnaeus.files import atomic, disk_errors, numbered, write_text
+from linnaeus.files import csv_file, disk_errors, numbered, write_text
 from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Dimension, Interval, Space
 from linnaeus.sweeps.study import STUDY, Trial
-from linnaeus.text import SafeCsvWriter, percent
+from linnaeus.text import percent
 
 if TYPE_CHECKING:
     from linnaeus.report.sweep_plot import SweepImage
@@ -70,8 +70,7 @@ class SweepFolder:
 
     def write(self, trials: Sequence[Trial], base: Recipe, space: Space) -> None:
         """Write trials.csv, and best.toml if a trial is complete."""
-        with atomic(self.path / "trials.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
-            writer = SafeCsvWriter(file)
+        with csv_file(self.path / "trials.csv") as writer:
             writer.writerow([*COLUMNS, *space])
             writer.writerows(self._row(trial, space) for trial in trials)
         best = best_of(trials, base.best)

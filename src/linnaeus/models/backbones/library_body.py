@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,6 +40,18 @@ def token_map(x: Tensor, prefix: int = 0) -> Tensor | None:
     if side * side != x.shape[1] - prefix:
         return None
     return x[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Calls functions one after the other."""
+
+    functions: Sequence[Callable[[Tensor], Tensor]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for function in self.functions:
+            x = function(x)
+        return x
 
 
 @contextmanager

@@ -7,8 +7,8 @@ network is a single stage `body`. Running the stages in order equals timm's own 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UnknownNameError, UserError, first_line
 from linnaeus.models.backbones.hub import endpoint
-from linnaeus.models.backbones.library_body import import_errors, stage_calling, token_map
+from linnaeus.models.backbones.library_body import Chain, import_errors, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.weights.pretrained import PretrainedWeights
 from linnaeus.models.weights.records import key_of, read_record
@@ -77,7 +77,7 @@ class TimmBackbone(Network):
         return (*self._layout, "head")
 
     def function_of(self, stage: str) -> StageFunction:
-        return self._head if stage == "head" else _Chain(self.body, self._layout[stage])
+        return self._head if stage == "head" else Chain([attrgetter(call)(self.body) for call in self._layout[stage]])
 
     def pool(self, x: Tensor) -> Tensor:
         """The output of the last stage below the head -> features (N, F); features (N, F) pass unchanged."""
@@ -111,25 +111,6 @@ class TimmBackbone(Network):
         first, last = next(iter(self._layout)), list(self._layout)[-1]
         parameters = dict(self.body.named_parameters(recurse=False))
         return first if name.removeprefix("body.") in parameters and hasattr(self.body, "pos_embed") else last
-
-
-class _Chain:
-    """Calls attributes of a module one after the other."""
-
-    def __init__(self, body: nn.Module, calls: tuple[str, ...]):
-        self.functions = [_attribute(body, call) for call in calls]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        for function in self.functions:
-            x = function(x)
-        return x
-
-
-def _attribute(body: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
-    value: Any = body
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _layout(body: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from linnaeus.errors import UserError
 from linnaeus.models.backbones import transformers_library as library
 from linnaeus.models.backbones.hub import repository
-from linnaeus.models.backbones.library_body import pool_tokens, stage_calling, token_map
+from linnaeus.models.backbones.library_body import Chain, pool_tokens, stage_calling, token_map
 from linnaeus.models.backbones.transformers_families import family_of, layout
 from linnaeus.models.network import Network, StageFunction, check_choice, classifier, resampling
 
@@ -57,7 +58,7 @@ class TransformersBackbone(Network):
         return (*self._layout, "head")
 
     def function_of(self, stage: str) -> StageFunction:
-        return self._head if stage == "head" else _Chain(self, self._layout[stage])
+        return self._head if stage == "head" else Chain([partial(self.step, path) for path in self._layout[stage]])
 
     def pool(self, x: Tensor) -> Tensor:
         """The output of the last stage below the head -> features (N, F); features (N, F) pass unchanged."""
@@ -184,15 +185,3 @@ def _patch_tokens(module: Any, x: Tensor, patch: int) -> Tensor:
 def _resamples(module: nn.Module) -> bool:
     """Whether the module resamples position embeddings to the size of the images, on request."""
     return "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
-
-
-class _Chain:
-    """Runs modules of a network's body one after the other."""
-
-    def __init__(self, network: TransformersBackbone, paths: tuple[str, ...]):
-        self.network, self.paths = network, paths
-
-    def __call__(self, x: Tensor) -> Tensor:
-        for path in self.paths:
-            x = self.network.step(path, x)
-        return x
