@@ -292,6 +292,32 @@ def test_a_file_of_answers_is_continued(name: str, cut: int, here: Path, say, mo
     assert len(held.paths) == {3: 0, 10_000: 7}.get(cut, len(held.paths))
 
 
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_images_that_were_gone_for_a_while_are_predicted_by_the_next_start(name: str, here: Path, say):
+    """As on a share that was disconnected; an image that is broken for good is not read again."""
+    (here / "pics" / "broken.png").write_bytes(b"\x89PNG")
+    paths = sorted(str(path.relative_to(here)) for path in (here / "pics").rglob("*.png"))
+    assert say("predict", "m.safetensors", *paths, "--out", name).status == 1
+    whole = (here / name).read_text().splitlines()
+    (here / name).unlink()
+    (here / "pics").rename(here / "away")
+    assert say("predict", "m.safetensors", *paths[2:5], "--out", name).status == 1
+    assert (here / name).read_text().count("No such file") == 3
+    (here / "away").rename(here / "pics")
+    said = say("predict", "m.safetensors", *paths, "--out", name)
+    assert said.status == 1
+    assert f"1 of {len(paths)} images could not be read" in said.err
+    assert sorted((here / name).read_text().splitlines()) == sorted(whole)
+    assert say("predict", "m.safetensors", *paths, "--out", name).err.count("continuing after") == 1
+
+
+def test_a_name_that_is_too_long_once_it_is_escaped_is_no_error(here: Path, say):
+    image = next((here / "pics").rglob("*.png"))
+    long = image.rename(image.with_name("\udcff" * 120 + ".png"))  # each is one byte, and six when escaped
+    for _ in range(2):
+        assert say("predict", "m.safetensors", long, "--out", "o.csv").status == 0
+
+
 def test_a_single_image_is_counted_in_the_singular(here: Path, say):
     assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
     assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err

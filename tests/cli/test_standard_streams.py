@@ -166,3 +166,12 @@ def test_messages_are_escaped_or_left_out(monkeypatch: pytest.MonkeyPatch):
         with console.progress("x") as advance:
             advance(1, 2)
         assert not console.terminal
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has UTF-8 names in every locale")
+def test_names_are_utf8_in_a_locale_without_an_encoding():
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "linnaeus", "recipes", "rosé"]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **locale})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: recipe 'rosé': no such file".encode())

@@ -25,9 +25,10 @@ from torch import nn
 
 import linnaeus
 from linnaeus.cache import Cache
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import DiskError, JobError, UserError
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.lock import LOCK
+from linnaeus.stores.decoding import Decoding
 from linnaeus.training import loop, recorder
 from linnaeus.training.checkpoint import CheckpointInterval, Checkpoints
 from linnaeus.training.phase import AboveCut
@@ -211,6 +212,34 @@ def test_images_may_be_deleted_during_a_run_if_they_are_stored(tmp_path: Path):
         run = train(source, recipe, tmp_path / "run")
     assert not source.exists()
     assert run.figures == whole.figures
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_source_that_disappears_while_it_is_read_is_not_half_a_data_set(
+    left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A disk that is disconnected leaves an empty folder in its place, or none."""
+    source, away = write_images(tmp_path / "pictures", each=8), tmp_path / "away"
+    recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.25}))
+    real = Decoding.load
+
+    def load(self: Decoding, k: int) -> Any:
+        if k == 5 and source.exists() and not away.exists():
+            source.rename(away)
+            if left:
+                source.mkdir()
+        return real(self, k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "load", load)
+        with pytest.raises(DiskError, match="pictures: disappeared while its images were read") as caught:
+            train(source, recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    if left:
+        source.rmdir()
+    away.rename(source)
+    assert train(source, recipe, tmp_path / "run").valid.n == 6
 
 
 @pytest.mark.parametrize(

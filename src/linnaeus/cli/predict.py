@@ -201,13 +201,22 @@ class PredictionJob:
 
     def _read_previous(self) -> ExistingPredictions:
         """The answers that the output file already holds. Raises UserError if another model gave them."""
-        from linnaeus.inference.resume import ExistingPredictions, check_same_model, read_existing
+        from linnaeus.inference.resume import (
+            ExistingPredictions,
+            check_same_model,
+            forget_passing_errors,
+            read_existing,
+        )
 
         if not self.out:
             return ExistingPredictions()
         previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
         if previous.paths:
             check_same_model(Path(self.out), previous, self.classifier)
+        if previous.again:
+            forget_passing_errors(Path(self.out), previous)
+            previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
+        if previous.paths:
             self.console.say(f"{self.out}: continuing after {counted(len(previous.paths), 'image')}")
         return previous
 

@@ -7,7 +7,9 @@ number of classes, or of another model is refused and left as it is.
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,18 @@ from typing import Any, BinaryIO
 
 from linnaeus.console import ESCAPED
 from linnaeus.errors import UserError
+from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.writers import csv_header
 from linnaeus.text import percent, plain_cell
 
+PASSING = (
+    *(os.strerror(getattr(errno, name)) for name in ("ENOENT", "EACCES", "EIO", "ENODEV", "EMFILE", "ENOTDIR")),
+    *(os.strerror(getattr(errno, name)) for name in ("ESTALE", "ENOTCONN", "EHOSTDOWN") if hasattr(errno, name)),
+    "not enough memory to decode it",
+)
+"""Ends of messages about images that are there again once a disk or a share is back."""
+BLOCK = 1 << 20
 TOLERANCE = 0.02
 """Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
 
@@ -46,6 +56,8 @@ class ExistingPredictions:
     """Bytes up to the end of the last complete prediction; the rest of the file is to be cut off."""
     header: list[str] | None = None
     """The columns of a CSV file that has its header."""
+    again: list[tuple[int, int]] = field(default_factory=list)
+    """Bytes, from and to, of images that could not be read for a passing reason, and are there now."""
     probes: list[WrittenPrediction] = field(default_factory=list)
     """The first and the last prediction of a readable image, to be compared with the model's."""
 
@@ -54,10 +66,12 @@ class ExistingPredictions:
 
     def add(self, prediction: WrittenPrediction, end: int) -> None:
         """Add a prediction that ends at byte `end` of the file."""
+        start, self.length = self.length, end
         self.paths.add(_escaped(prediction.path))
-        self.length = end
         if prediction.error:
             self.errors += 1
+            if prediction.error.endswith(PASSING) and os.path.isfile(prediction.path):  # noqa: PTH113 - see below
+                self.again.append((start, end))
         else:
             self.probes = [*self.probes[:1], prediction]
 
@@ -91,11 +105,23 @@ def read_existing(path: Path, form: str, top: int, several: bool = False) -> Exi
     return existing
 
 
+def forget_passing_errors(path: Path, existing: ExistingPredictions) -> None:
+    """Remove the lines `existing.again` from the file `path`, so that their images are predicted again."""
+    with atomic(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+        position = 0
+        for start, end in (*existing.again, (existing.length, existing.length)):
+            old.seek(position)
+            for size in range(start - position, 0, -BLOCK):
+                new.write(old.read(min(size, BLOCK)))
+            position = end
+
+
 def check_same_model(path: Path, existing: ExistingPredictions, classifier: Classifier) -> None:
     """Raise UserError if the predictions in the file `path` differ from those of this model."""
     for written in existing.probes:
         # The image may have been moved since; then it proves nothing.
-        if not Path(written.path).is_file():
+        # `Path.is_file` raises for a name that is too long, as escaped names may be.
+        if not os.path.isfile(written.path):  # noqa: PTH113
             continue
         prediction = next(classifier.stream([written.path]))
         if prediction.error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from linnaeus.data.background import Progress
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.images.decode import RowSpec
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.stores.activations import content_key
 from linnaeus.stores.decoding import ImageSource
 from linnaeus.stores.pixels import build_pixels
@@ -74,6 +75,14 @@ class NoneReadableError(UserError):
     """Not a single image of a split can be read."""
 
 
+def _has_entries(folder: Path) -> bool:
+    """Whether a folder is there and not empty, as the place of a disk is that was disconnected."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class DecodedSplit:
     """The images of a split, decoded once."""
@@ -106,11 +115,16 @@ def decode_split(
     """Decode the images `indices` of a table into a store of the cache, or find them there.
 
     `kind` names the images in the message ("valid images"). `images` reads them; by default the table does.
-    Raises NoneReadableError if no image can be read.
+    Raises NoneReadableError if no image can be read, and DiskError if the folder of the images has disappeared.
     """
     store = build_pixels(table if images is None else images, indices, spec, cache=cache, progress=progress)
     kept = readable(store)
     left_out = [(table.sample_id(int(indices[row])), reason) for row, reason in sorted(store.failed.items())]
+    if left_out and table.kind == "folder" and not _has_entries(Path(table.source)):
+        raise DiskError(
+            f"{table.source}: disappeared while its images were read ({len(left_out):,} are missing); connect the disk "
+            "again, then run the command again"
+        )
     if not len(kept):
         example = f", such as {': '.join(left_out[0])}" if left_out else ""
         raise NoneReadableError(f"{table.source}: none of the {len(indices)} {kind} can be read{example}")
