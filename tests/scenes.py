@@ -43,6 +43,13 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "upside down": lambda image: encoded(image.rotate(180)),
     "mirrored and turned": lambda image: encoded(ImageOps.mirror(image).rotate(270, expand=True)),
     "cropped by 5 %": lambda image: encoded(cropped(image, 0.05)),
+    "central square": lambda image: encoded(ImageOps.fit(image, (128, 128))),
+    "center crop of 224 of 256": lambda image: encoded(cropped(ImageOps.fit(image, (256, 256)), 1 / 16)),
+}
+PADDED: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "padded to a square": lambda image: encoded(ImageOps.pad(image, (200, 200))),
+    "padded and turned": lambda image: encoded(ImageOps.pad(image, (200, 200), color="white").rotate(90)),
+    "white border": lambda image: encoded(ImageOps.expand(image, 10, "white")),
 }
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import COPIES, scene
+from scenes import COPIES, PADDED, scene
 
 from linnaeus.data.images.pixel_statistics import STATISTICS, pixel_statistics
 from linnaeus.errors import UserError
-from linnaeus.inference.perceptual import HASH, RunHashes
+from linnaeus.inference.perceptual import HASH, PerceptualHashes, RunHashes
 
 
 def rows_of(*images: Image.Image) -> np.ndarray:
@@ -28,9 +28,9 @@ def known() -> RunHashes:
     return read
 
 
-@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize("kind", [*COPIES, *PADDED])
 def test_copies_of_earlier_splits_are_found(known: RunHashes, kind: str):
-    rows = rows_of(*(COPIES[kind](scene(seed)) for seed in (0, 5, 11, 40)))
+    rows = rows_of(*((COPIES | PADDED)[kind](scene(seed)) for seed in (0, 5, 11, 40)))
     assert known.copies(rows, "test").tolist() == [True, True, True, False]
     assert known.copies(rows, "valid").tolist() == [True, True, False, False]
 
@@ -53,17 +53,31 @@ def test_small_and_flat_images_and_other_colors_are_no_copies(known: RunHashes):
 def test_more_images_have_fewer_windows_and_then_none(known: RunHashes, monkeypatch: pytest.MonkeyPatch):
     rows, splits = rows_of(*map(scene, range(12))), np.array(["train"] * 12)
     found = {}
-    for budget in (12 * 146, 12 * 146 - 1, 12 * 18 - 1):
+    for budget in (12 * 194, 12 * 194 - 1, 12 * 18 - 1):
         monkeypatch.setattr("linnaeus.inference.perceptual.BUDGET", budget)
         run = RunHashes.of(rows, splits)
         found[run.windows] = int(run.copies(rows, "test").sum())
         assert RunHashes.from_dict(run.to_dict(), Path("m")) is not None
-    assert found == {9: 12, 1: 12, 0: 0}
+    assert found == {12: 12, 1: 12, 0: 0}
 
 
-@pytest.mark.parametrize("change", [{"windows": 10}, {"windows": "9"}, {"train": "AAAA"}, {"valid": None}])
+@pytest.mark.parametrize("change", [{"windows": 13}, {"windows": "9"}, {"train": "AAAA"}, {"valid": None}])
 def test_a_damaged_record_is_refused(known: RunHashes, change: dict):
     with pytest.raises(UserError, match="m: its perceptual hashes are damaged"):
         RunHashes.from_dict(known.to_dict() | change, Path("m"))
     assert RunHashes.from_dict({"hash": "other"}, Path("m")) is None
     assert known.to_dict()["hash"] == HASH
+
+
+def test_a_padded_original_is_known_without_its_border():
+    run = RunHashes.of(rows_of(*(PADDED["white border"](scene(seed)) for seed in range(4))), np.array(["train"] * 4))
+    assert run.copies(rows_of(scene(2), scene(50)), "test").tolist() == [True, False]
+
+
+def test_records_of_nine_windows_are_read():
+    """Those of earlier versions."""
+    rows = rows_of(*map(scene, range(4)))
+    hashes = {"train": PerceptualHashes.of(rows, 9), "valid": PerceptualHashes.of(rows[:0], 9)}
+    read = RunHashes.from_dict(RunHashes(hashes, 9).to_dict(), Path("m"))
+    assert read is not None
+    assert read.copies(rows_of(COPIES["cropped by 5 %"](scene(1)), scene(50)), "test").tolist() == [True, False]

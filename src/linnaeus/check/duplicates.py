@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from linnaeus.check.registration import INITIAL_FRAMES, MATCH, compare_pairs, frame_of_window
-from linnaeus.data.images.hashing import CROWDED, WINDOWS, hamming_neighbors
+from linnaeus.data.images.hashing import CROWDED, KNOWN_WINDOWS, ORIENTATIONS, hamming_neighbors, windows_of
 from linnaeus.data.images.pixel_statistics import hashable, same_tint
 from linnaeus.stores.embeddings import Embeddings
 from linnaeus.stores.image_statistics import ImageStatistics
@@ -116,18 +116,21 @@ def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
 
 def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
-    windows = statistics.rows["windows"][samples][:, :, 0]
-    queries = statistics.rows["turned"][samples][:, :, 0].T.reshape(-1)  # copies may be mirrored and turned
+    windows = statistics.rows["windows"][samples][:, :KNOWN_WINDOWS, 0]
+    # Copies may be mirrored and turned.
+    queries = statistics.rows["turned"][samples][:, :ORIENTATIONS, 0].T.reshape(-1)
     query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
     orientation, whole = np.divmod(query, max(1, len(samples)))
-    owner, window = np.divmod(entry, len(WINDOWS))
+    owner, window = np.divmod(entry, KNOWN_WINDOWS)
     different = owner != whole
     order = np.argsort(bits[different], kind="stable")
     owner, whole, window, orientation, bits = (x[different][order] for x in (owner, whole, window, orientation, bits))
     pairs = np.stack([np.minimum(owner, whole), np.maximum(owner, whole)], 1)
     _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the match with the smallest distance
-    starts = [[frame_of_window(WINDOWS[w], k)] for w, k in zip(window[first], orientation[first], strict=True)]
     directed = samples[np.stack([owner[first], whole[first]], 1)]
+    sizes = statistics.rows[["width", "height"]][directed[:, 0]].tolist()
+    matches = zip(sizes, window[first].tolist(), orientation[first].tolist(), strict=True)
+    starts = [[frame_of_window(windows_of(*size)[w], k)] for size, w, k in matches]
     score = compare_pairs(statistics.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
     return np.sort(directed, axis=1), bits[first], score
 

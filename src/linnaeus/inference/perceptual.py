@@ -1,7 +1,7 @@
 """Altered copies of the images of a run: recognized by perceptual hashes in the model file, wherever the images are.
 
-A copy that was scaled, encoded again, mirrored, turned, brightened or slightly cropped has another content hash. The
-model file holds difference hashes of each training and validation image that may have such copies, and its color: 146
+A copy that was scaled, encoded again, mirrored, turned, brightened, cropped or padded has another content hash. The
+model file holds difference hashes of each training and validation image that may have such copies, and its color: 194
 bytes an image with all windows, and 18 bytes with the whole image alone, which finds no crops. The latter are used if
 the former would take more than `BUDGET`; if these do as well, none are kept. Images that are too small or flat for such
 hashes have one of their pixels, 6 bytes, which finds those that were saved again without loss, in any format.
@@ -21,7 +21,7 @@ import numpy as np
 from linnaeus.cache import default_cache
 from linnaeus.console import counted
 from linnaeus.data.images.content import UNKNOWN, hashes_from_text, hashes_to_text, pixel_hash
-from linnaeus.data.images.hashing import CROWDED, MIN_SIDE, WINDOWS, hamming_neighbors
+from linnaeus.data.images.hashing import ALL_WINDOWS, CROWDED, MIN_SIDE, hamming_neighbors
 from linnaeus.data.images.pixel_statistics import STATISTICS, hashable, same_tint
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
@@ -50,7 +50,7 @@ class PerceptualHashes:
     """(m, 2) uint8: the shares of red and green, of 255."""
 
     @classmethod
-    def of(cls, rows: np.ndarray, windows: int = len(WINDOWS)) -> PerceptualHashes:
+    def of(cls, rows: np.ndarray, windows: int = ALL_WINDOWS) -> PerceptualHashes:
         """Of rows (m,) of STATISTICS."""
         return cls(rows["windows"][:, :windows], np.rint(255 * rows["tint"][:, :2]).astype(np.uint8))
 
@@ -90,7 +90,7 @@ class RunHashes:
         chosen = {split: np.flatnonzero((splits == split) & hashable(rows)) for split in SPLITS[:2]}
         pixels = {s: np.unique(rows["pixels"][(splits == s) & (rows["pixels"] != UNKNOWN)]) for s in SPLITS[:2]}
         n = sum(map(len, chosen.values()))
-        windows = next((k for k in (len(WINDOWS), 1) if n * (16 * k + 2) <= BUDGET), 0)
+        windows = next((k for k in (ALL_WINDOWS, 1) if n * (16 * k + 2) <= BUDGET), 0)
         hashes = {split: PerceptualHashes.of(rows[kept], windows) for split, kept in chosen.items()} if windows else {}
         return cls(hashes, windows, pixels if 6 * sum(map(len, pixels.values())) <= BUDGET else {})
 
@@ -107,7 +107,7 @@ class RunHashes:
             return None
         windows = values.get("windows")
         try:
-            if not isinstance(windows, int) or not 0 <= windows <= len(WINDOWS):
+            if not isinstance(windows, int) or not 0 <= windows <= ALL_WINDOWS:
                 raise ValueError(f"{windows!r} windows")
             splits = {s: PerceptualHashes.from_text(values[s], windows) for s in SPLITS[:2] if windows}
             texts = dict(values.get("pixels", {}))
@@ -138,7 +138,7 @@ def _like_any(known: PerceptualHashes, rows: np.ndarray) -> np.ndarray:
     query, entry = _close(known.windows.reshape(-1, 2), whole)
     one = query % n, entry // k  # the image, turned or mirrored, is a part of a known one
     query, entry = _close(known.windows[:, 0], rows["windows"].reshape(-1, 2))
-    other = query // len(WINDOWS), entry  # or a known one is a part of the image
+    other = query // ALL_WINDOWS, entry  # or a known one is a part of the image
     found = np.zeros(n, bool)
     for image, of in (one, other):
         found[image[same_tint(colors[image], known.colors[of])]] = True

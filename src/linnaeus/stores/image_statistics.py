@@ -29,7 +29,7 @@ from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.pixels import lookup
 
-VERSION = 5
+VERSION = 6
 CHUNK = 4096  # rows in memory at once, 5 MB
 ROWS, FAILED = "looks.npy", "failed.json"
 

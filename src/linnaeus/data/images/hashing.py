@@ -3,8 +3,9 @@
 An image is reduced to 9 x 8 gray levels; each of 64 bits says whether the level rises from one column to the next. A
 second hash does the same for rows. Resizing and encoding hardly change the hashes, but cropping changes them
 completely. An image is therefore represented by the hashes of several windows of itself: a cropped copy, as a whole,
-resembles one of these windows. People and phones also turn and mirror images, so the whole image has a hash for each of
-its eight orientations.
+resembles one of these windows. Programs that prepare training images cut out the central square or pad to a square, so
+that square and the content without a border of one color are windows, too. People and phones also turn and mirror
+images, so the whole image has a hash for each of its eight orientations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ WINDOWS = (
     (0.0, 0.0, 1.0, 0.9),
 )
 """The whole image, the center after cutting 2.5 to 10 % off each side, and the rest after cutting 10 % off one side."""
+SQUARES = (1.0, 0.875)
+"""Sides of the central squares that are windows, as shares of the short side; 224 of 256 pixels is the usual crop."""
+KNOWN_WINDOWS = len(WINDOWS) + len(SQUARES)
+"""Windows that follow from the size of an image. One more is its content without border."""
+ALL_WINDOWS = KNOWN_WINDOWS + 1
+BORDER = 10  # range of gray levels in a border of one color, which JPEG makes uneven
+LEAST_CONTENT = 0.3  # of each side, below which what looks like a border is the background
 
 ORIENTATIONS = 8
 """Orientation k is the image mirrored if k is odd, then turned counterclockwise by k // 2 quarters."""
@@ -43,20 +51,60 @@ CROWDED = 20  # times the average count from which a band value is uninformative
 
 
 def difference_hashes(gray: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of an image of mode L by columns and by rows: of its windows, (len(WINDOWS), 2) uint64, and of its
-    orientations, (ORIENTATIONS, 2) uint64."""
-    small = gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR)
-    windows, turned = np.zeros((len(WINDOWS), 2), np.uint64), np.zeros((ORIENTATIONS, 2), np.uint64)
-    for k, window in enumerate(WINDOWS):
+    """The hashes of an image of mode L by columns and by rows: of its windows, (ALL_WINDOWS, 2) uint64, and of the
+    orientations of the whole and of its content, (2 * ORIENTATIONS, 2) uint64."""
+    whole, content = gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR), _content(gray)
+    windows, turned = np.zeros((ALL_WINDOWS, 2), np.uint64), np.zeros((2 * ORIENTATIONS, 2), np.uint64)
+    for k, window in enumerate((*windows_of(*gray.size), WINDOWS[0])):
         left, top, right, bottom = (WORKING * share for share in window)
-        box = (left, top, right, bottom)
+        small, box = whole if k < KNOWN_WINDOWS else content, (left, top, right, bottom)
         levels = [np.asarray(small.resize(size, Image.Resampling.BILINEAR, box=box)) for size in ((9, 8), (8, 9))]
         windows[k] = _pack(levels[0]), _pack(levels[1].T)
-        for orientation in range(ORIENTATIONS if k == 0 else 0):
-            # Of the levels of a turned image, each row or column is a row or column of these levels.
-            wide, high = sorted((oriented(x, orientation) for x in levels), key=len)
-            turned[orientation] = _pack(wide), _pack(high.T)
+        if k in (0, KNOWN_WINDOWS):
+            start = 0 if k == 0 else ORIENTATIONS
+            for orientation in range(ORIENTATIONS):
+                # Of the levels of a turned image, each row or column is a row or column of these levels.
+                wide, high = sorted((oriented(x, orientation) for x in levels), key=len)
+                turned[start + orientation] = _pack(wide), _pack(high.T)
     return windows, turned
+
+
+def windows_of(width: int, height: int) -> tuple[tuple[float, float, float, float], ...]:
+    """The windows of an image of this size, as WINDOWS: these, and the SQUARES."""
+    short = min(width, height)
+    squares = (((1 - share * short / width) / 2, (1 - share * short / height) / 2) for share in SQUARES)
+    return (*WINDOWS, *((x, y, 1 - x, 1 - y) for x, y in squares))
+
+
+def _content(gray: Image.Image) -> Image.Image:
+    """The content of an image inside its border, WORKING pixels wide and high."""
+    left, top, right, bottom = content_window(np.asarray(gray))
+    width, height = gray.size
+    # The pixels at an edge are mixtures of content and border, so one is left out.
+    start = round(left * width) + (left > 0), round(top * height) + (top > 0)
+    end = round(right * width) - (right < 1), round(bottom * height) - (bottom < 1)
+    return gray.crop((*start, *end)).resize((WORKING, WORKING), Image.Resampling.BILINEAR)
+
+
+def content_window(gray: np.ndarray) -> tuple[float, float, float, float]:
+    """The window of the content inside a border of one color, of (h, w) uint8; the whole image where there is none."""
+    top, bottom = _inside(gray)
+    left, right = _inside(gray.T)
+    if min(bottom - top, right - left) < LEAST_CONTENT:
+        return WINDOWS[0]
+    return left, top, right, bottom
+
+
+def _inside(gray: np.ndarray) -> tuple[float, float]:
+    """First and last position, as shares, of the rows that are no border of one color."""
+    lines = gray.astype(np.int16)
+    flat = lines.max(1) - lines.min(1) <= BORDER
+    level = lines.mean(1)
+    ends = []
+    for step in (1, -1):
+        same = flat[::step] & (np.abs(level[::step] - level[::step][0]) <= BORDER)
+        ends.append(int(np.argmin(same)) if not same.all() else 0)
+    return ends[0] / len(gray), 1 - ends[1] / len(gray)
 
 
 def oriented(images: np.ndarray, orientation: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from linnaeus.data.images.content import UNKNOWN, pixel_hash
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
-from linnaeus.data.images.hashing import FLAT, MIN_SIDE, ORIENTATIONS, WINDOWS, difference_hashes
+from linnaeus.data.images.hashing import ALL_WINDOWS, FLAT, MIN_SIDE, ORIENTATIONS, content_window, difference_hashes
 from linnaeus.data.images.resize import Upright, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
@@ -29,13 +29,13 @@ STATISTICS = np.dtype(
         ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
         ("pixels", "<u8"),  # content hash of the pixels, if the image is too small or flat for the hashes below; else 0
-        ("windows", "<u8", (len(WINDOWS), 2)),  # difference hashes, by columns and by rows
-        ("turned", "<u8", (ORIENTATIONS, 2)),  # those of the whole image, mirrored and turned
+        ("windows", "<u8", (ALL_WINDOWS, 2)),  # difference hashes, by columns and by rows
+        ("turned", "<u8", (2 * ORIENTATIONS, 2)),  # of the image and of its content, mirrored and turned
         ("low", "<f4"),  # 1st and 99th percentile of the gray levels, 0..255
         ("high", "<f4"),
         ("range", "<f4"),  # between these percentiles, for the color channel with the largest range
         ("sharpness", "<f4"),  # root mean square of the Laplacian in the sharpest tiles, in gray levels
-        ("tint", "<f4", (3,)),  # shares of red, green and blue; they sum to 1
+        ("tint", "<f4", (3,)),  # shares of red, green and blue inside a border; they sum to 1
         ("gray", "u1", (SIDE, SIDE)),  # thumbnail, squashed to a square
     ]
 )
@@ -70,13 +70,12 @@ def statistics_of(upright: Upright) -> np.ndarray:
     colors = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
     low, high = _extremes(colors.reshape(SIDE * SIDE, -1))
     row["range"] = (high - low).max()
-    light = colors.reshape(SIDE * SIDE, -1).mean(axis=0) + 1.0  # never 0, for the division
-    row["tint"] = light / light.sum() if len(light) == 3 else 1 / 3
     gray = with_channels(image, 1)
     # Sharpness depends on the size, so images are compared at one short side.
     scale = SHORT / min(gray.size)
     if scale < 1:
         gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.BILINEAR)
+    row["tint"] = _tint(colors, content_window(np.asarray(gray)))
     row["sharpness"] = sharpness(np.asarray(gray))
     row["windows"], row["turned"] = difference_hashes(gray)
     row["gray"] = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -89,6 +88,13 @@ def hashable(rows: np.ndarray) -> np.ndarray:
     """Whether altered copies can be recognized of each of rows (...) of STATISTICS: images neither small nor flat."""
     short = np.minimum(rows["height"], rows["width"])
     return (short >= MIN_SIDE) & (rows["high"] - rows["low"] >= FLAT)
+
+
+def _tint(colors: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray | float:
+    """The shares of the colors (SIDE, SIDE[, C]) uint8 in a window, that of the content: a border would change them."""
+    left, top, right, bottom = (round(SIDE * share) for share in window)
+    light = colors[top:bottom, left:right].reshape((bottom - top) * (right - left), -1).mean(axis=0) + 1.0  # never 0
+    return light / light.sum() if len(light) == 3 else 1 / 3
 
 
 def same_tint(one: np.ndarray, two: np.ndarray) -> np.ndarray:
