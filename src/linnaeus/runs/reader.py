@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY
 from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
+
+AnyRow = TypeVar("AnyRow", PredictionRow, LabelPredictionRow)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def read_run(path: Path) -> RunContents:
     if not (path / MODEL).is_file() or not (path / METRICS).is_file():
         raise no_run(path, f"{MODEL} and {METRICS}")
     model, metrics = read_header(path / MODEL), read_metrics(path)
-    rows, evaluation = read_csv(path / SPLIT), path / EVALUATION
+    rows, evaluation, several = read_csv(path / SPLIT), path / EVALUATION, model.task == "multi-label"
     run = RunContents(
         path=path,
         model=model,
@@ -137,8 +140,8 @@ def read_run(path: Path) -> RunContents:
         history=read_history(path / HISTORY),
         penalties=read_penalties(path),
         changes=read_json(path / CHANGES) if (path / CHANGES).is_file() else {},
-        predictions=_predictions_by_split(path / PREDICTIONS, model),
-        label_predictions=_label_predictions_by_split(path / PREDICTIONS, model),
+        predictions=_by_split([] if several else _known_predictions(path / PREDICTIONS, model)),
+        label_predictions=_by_split(read_label_predictions(path / PREDICTIONS, model.classes) if several else []),
         labels=_labels(rows, model),
         splits=np.array([row.get("split", "") for row in rows], "<U5"),
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
@@ -165,24 +168,19 @@ def _labels(rows: list[dict[str, str]], model: ModelFile) -> np.ndarray:
     return labels
 
 
-def _predictions_by_split(path: Path, model: ModelFile) -> dict[str, list[PredictionRow]]:
-    if model.task == "multi-label":
-        return {}
-    known = set(model.classes)
-    by_split: dict[str, list[PredictionRow]] = {}
-    for row in read_predictions(path):
-        unknown = {row.true, row.predicted} - known
-        if unknown:
+def _known_predictions(path: Path, model: ModelFile) -> list[PredictionRow]:
+    """The rows of predictions.csv. Raises UserError for a class that the model does not have."""
+    rows, known = read_predictions(path), set(model.classes)
+    for row in rows:
+        if unknown := {row.true, row.predicted} - known:
             raise UserError(f"{path}: {row.sample} has class {unknown.pop()!r}, which the model lacks; {ADVICE}")
+    return rows
+
+
+def _by_split(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
+    by_split: dict[str, list[AnyRow]] = {}
+    for row in rows:
         by_split.setdefault(row.split, []).append(row)
-    return by_split
-
-
-def _label_predictions_by_split(path: Path, model: ModelFile) -> dict[str, list[LabelPredictionRow]]:
-    by_split: dict[str, list[LabelPredictionRow]] = {}
-    if model.task == "multi-label":
-        for row in read_label_predictions(path, model.classes):
-            by_split.setdefault(row.split, []).append(row)
     return by_split
 
 
