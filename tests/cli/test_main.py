@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_images(tmp_path / "pics", each=2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_help_begins_with_training_and_states_what_is_chosen_without_an_option(say):
+    listed = say("--help").out.partition("Train:")[2].split()
+    assert listed[0] == "train"
+    for command in cli.commands.values():
+        for option in command.params:
+            text = getattr(option, "help", None) or ""
+            if isinstance(option.type, click.IntRange | click.FloatRange) and option.name != "resize":
+                stated = (
+                    getattr(option, "show_default", False)
+                    or "[default: " in text
+                    or "recipe" in text
+                    or command.name == "models"
+                )
+                assert stated, (command.name, option.name)
 
 
 def test_help_needs_neither_torch_nor_pydantic():

@@ -38,7 +38,10 @@ RESTART = "run it again"
 @click.argument("model")
 @click.argument("source")
 @click.option(
-    "--split", metavar="NAME", help="Split: train, valid, test, all or unseen.  [default: test, else valid, else all]"
+    "--split",
+    metavar="NAME",
+    help="Split: train, valid, test, all, or unseen, which are all images that MODEL was not trained on.  "
+    "[default: test, else valid, else all]",
 )
 @click.option("--tta", is_flag=True, help="Also evaluate with test-time augmentation: mirrored and shifted views.")
 @click.option(
@@ -153,7 +156,11 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--split", type=click.Choice(["valid", "test"]), help="Split.  [default: test if every run has it]")
+@click.option(
+    "--split",
+    type=click.Choice(["valid", "test"]),
+    help="Split to compare on.  [default: test if every run has it, else valid]",
+)
 @click.option("--json", "json_file", metavar="FILE", help="Write the comparison as JSON.")
 @verbosity
 def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> None:

@@ -54,7 +54,10 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
     help="Show the training images with the most influence on the answer, by solving the head of the run without each.",
 )
 @click.option(
-    "--top", type=click.IntRange(1), metavar="N", help=f"Number of images of each kind.  [default: {NEIGHBORS}]"
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"Number of training images to show with --like and --because.  [default: {NEIGHBORS}]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON.")
 @click.option("--csv", "csv_file", metavar="FILE", help="Write the training images of --because as CSV.")

@@ -96,13 +96,13 @@ def cli() -> None:
 @recipe_option
 @click.option("--model", metavar="NAME|FILE.py:FUNCTION", help="Network to train, instead of the recipe's.")
 @click.option("--weights", metavar="NAME|FILE|none", help="Initial weights, instead of the recipe's.")
-@click.option("--epochs", metavar="N[,N]", help="Number of epochs, one value per phase.")
+@click.option("--epochs", metavar="N[,N]", help="Number of epochs, one value per phase, instead of the recipe's.")
 @shortcuts
-@click.option("--out", metavar="DIR", help="Run folder.  [default: runs/<recipe>-<n>]")
 @settings_option
+@seed_option
+@click.option("--out", metavar="DIR", help="Run folder.  [default: runs/<recipe>-<n>]")
 @device_option
 @devices_option
-@seed_option
 @click.option("--strict", is_flag=True, help="Fail on unreadable images and on duplicates across splits.")
 @click.option(
     "--resume", is_flag=True, help="Resume an interrupted run: --out, or else the last run of this source and recipe."
@@ -224,7 +224,7 @@ def check(
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Data": (check, label, data),
-    "Train": (probe, train, sweep, classes, forget, models, weights, recipes),
+    "Train": (train, probe, sweep, classes, forget, models, weights, recipes),
     "Trust": (evaluate, compare, explain, report),
     "Ship": (predict, embed, export, push, serve),
     "System": (env, completion),

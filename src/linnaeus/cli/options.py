@@ -29,7 +29,10 @@ device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda or mps."
 )
 devices_option = click.option(
-    "--devices", type=click.IntRange(1), metavar="N", help="Number of processes, one per GPU (or sharing the CPU)."
+    "--devices",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of processes, one per GPU (or sharing the CPU).  [default: 1]",
 )
 use_option = click.option(
     "--use",
@@ -49,7 +52,9 @@ settings_option = click.option(
     multiple=True,
     help="Override a recipe key, such as lr=1e-3 or phase.1.lr=1e-3. Repeatable.",
 )
-seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed, instead of the recipe's."
+)
 
 
 def together(*options):
@@ -105,7 +110,11 @@ def _is_positive(text: str) -> bool:
 
 shortcuts = together(
     click.option(
-        "--lr", metavar="X[,X]", expose_value=False, callback=_rates, help="Learning rate, one value per phase."
+        "--lr",
+        metavar="X[,X]",
+        expose_value=False,
+        callback=_rates,
+        help="Learning rate or auto, one value per phase, instead of the recipe's.",
     ),
     click.option(
         "--batch",
@@ -113,7 +122,7 @@ shortcuts = together(
         metavar="N",
         expose_value=False,
         callback=_store_shortcut,
-        help="Images in one optimizer step.",
+        help="Images in one optimizer step, instead of the recipe's.",
     ),
     click.option(
         "--size",
@@ -121,7 +130,7 @@ shortcuts = together(
         metavar="PIXELS",
         expose_value=False,
         callback=_store_shortcut,
-        help="Side of the network's input.",
+        help="Side of the network's input, instead of the recipe's.",
     ),
 )
 """Adds --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""

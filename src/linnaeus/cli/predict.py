@@ -76,11 +76,10 @@ def predict(
 ) -> None:
     """Classify images.
 
-    MODEL is a run folder or a model file. An image is a file, a folder, a glob pattern, or - to read paths from
-    standard input. The answer is "unsure" if the best class is less probable than the threshold fitted on validation,
-    and "unknown" if the image is unlike the training images. Exit status 1 if any image cannot be read.
-
-    If --out is an existing CSV or JSONL file, images it already contains are skipped.
+    MODEL is a run folder, a model file, or hf:OWNER/NAME on the Hugging Face hub. An image is a file, a folder, a glob
+    pattern, or - to read paths from standard input. The answer is "unsure" if the best class is less probable than the
+    threshold fitted on validation, and "unknown" if the image is unlike the training images. Images that --out holds
+    already are skipped. Exit status 1 if any image cannot be read.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus predict ..., or srun linnaeus predict ... Process 0
     reads standard input and writes the output; all machines need the images under the same paths.

@@ -18,7 +18,8 @@ from linnaeus.console import counted, echo
     default="auto",
     show_default=True,
     metavar="A,B,C",
-    help="Networks, weights, files or NETWORK=FILE; A+B joins two; auto: those on this machine and others.",
+    help="Networks, weights, files or NETWORK=FILE; A+B joins two; auto: the weights on this machine, and some that "
+    "are fetched.",
 )
 @click.option(
     "--out", metavar="DIR", help="Folder for the results; earlier ones are replaced.  [default: runs/probe-<n>]"

@@ -59,15 +59,18 @@ MIB = 1 << 20
 )
 @click.option(
     "--max-images",
-    "--max-pictures",
-    "max_images",
     default=32,
     show_default=True,
     type=click.IntRange(1, 1000),
     metavar="N",
     help="Maximum number of images per request.",
 )
-@click.option("--max-megapixels", type=Finite(0, min_open=True), metavar="X", help="Maximum image size in megapixels.")
+@click.option(
+    "--max-megapixels",
+    type=Finite(0, min_open=True),
+    metavar="X",
+    help="Maximum image size in megapixels.  [default: 80, or 178 for JPEG]",
+)
 @click.option(
     "--queue",
     default=256,
