@@ -127,7 +127,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     remove_scratch(parent)
     while True:
         path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
-        lock = _FolderLock(path)
+        lock = _Lock(path)
         if path.is_dir():
             break
         lock.close()  # another process removed the folder before it was locked
@@ -150,23 +150,23 @@ def remove_scratch(parent: Path, *, alone: bool = False) -> None:
     """
     with suppress(OSError):
         for path in list(filter(is_scratch, parent.iterdir())):
-            lock = _FolderLock(path)
+            lock = _Lock(path)
             if lock.is_ours or (alone and not lock.is_taken):
                 shutil.rmtree(path, ignore_errors=True)
             lock.close()
 
 
-class _FolderLock:
-    """An attempt to lock a folder. The operating system drops the lock when this process ends."""
+class _Lock:
+    """An attempt to lock a folder or a file. The operating system drops the lock when this process ends."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, path: Path):
         self.is_ours = self.is_taken = False
-        """Both are false where the file system has no locks for folders."""
+        """Both are false where the file system has no such locks."""
         self._handle: int | None = None
         if fcntl is None:
             return
         with suppress(OSError):
-            self._handle = os.open(folder, os.O_RDONLY)
+            self._handle = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined, unused-ignore]
                 self.is_ours = True
@@ -176,6 +176,26 @@ class _FolderLock:
     def close(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Be the only process that writes the file `path`, which is created where it is missing.
+
+    Raises UserError where another process does. Devices and pipes have any number of writers.
+    """
+    if _is_stream(path):
+        yield
+        return
+    with disk_errors(path):
+        path.touch()
+    lock = _Lock(path)
+    try:
+        if lock.is_taken:
+            raise UserError(f"{path}: another process is writing it; wait for that, or choose another name")
+        yield
+    finally:
+        lock.close()
 
 
 def check_output(path: Path, is_ours: Callable[[Path], bool]) -> None:

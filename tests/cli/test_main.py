@@ -19,6 +19,7 @@ from tiny import draw, mini, samples, write_idx, write_images, write_recipe, wri
 
 import linnaeus
 from linnaeus.cli.main import SECTIONS, cli
+from linnaeus.files import claimed
 from linnaeus.inference.resume import read_existing
 from linnaeus.modelfile.safetensors import read_model, write_model
 from linnaeus.text import percent
@@ -326,6 +327,17 @@ def test_images_that_were_gone_for_a_while_are_predicted_by_the_next_start(name:
     assert f"1 of {len(paths)} images could not be read" in said.err
     assert sorted((here / name).read_text().splitlines()) == sorted(whole)
     assert say("predict", "m.safetensors", *paths, "--out", name).err.count("continuing after") == 1
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.txt"])
+def test_two_processes_do_not_write_one_file(name: str, here: Path, say):
+    with claimed(here / name):
+        said = say("predict", "m.safetensors", "pics", "--out", name)
+    assert (said.status, said.err.splitlines()[-1]) == (
+        2, f"error: {name}: another process is writing it; wait for that, or choose another name"
+    )  # fmt: skip
+    assert (here / name).read_bytes() == b""
+    assert say("predict", "m.safetensors", "pics", "--out", name).status == 0
 
 
 def test_a_name_that_is_too_long_once_it_is_escaped_is_no_error(here: Path, say):

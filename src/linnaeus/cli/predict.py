@@ -173,7 +173,7 @@ class PredictionJob:
             # Errors of the main process reach the others here, before any of them waits for images.
             with self.group.propagate_errors(), disk_errors(path):
                 if self.group.is_main:
-                    previous = self._read_previous()
+                    previous = self._read_previous(stack)
                     write = stack.enter_context(self._open_output(previous))
             # A grid shows images of the whole command, so it needs also those whose answers are written already.
             paths = (path for path in expand(self.images, sys.stdin) if self.grid or path not in previous)
@@ -198,8 +198,12 @@ class PredictionJob:
                 self.console.warn(line)
         return done + len(previous.paths), failed + previous.errors
 
-    def _read_previous(self) -> ExistingPredictions:
-        """The answers that the output file already holds. Raises UserError if another model gave them."""
+    def _read_previous(self, stack: ExitStack) -> ExistingPredictions:
+        """The answers that the output file already holds. Raises UserError if another model gave them.
+
+        The file stays locked until the end of `stack`: two processes would write over each other.
+        """
+        from linnaeus.files import claimed
         from linnaeus.inference.resume import (
             ExistingPredictions,
             check_same_model,
@@ -209,11 +213,13 @@ class PredictionJob:
 
         if not self.out:
             return ExistingPredictions()
+        stack.enter_context(claimed(Path(self.out)))
         previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
         if previous.paths:
             check_same_model(Path(self.out), previous, self.classifier)
         if previous.again:
             forget_passing_errors(Path(self.out), previous)
+            stack.enter_context(claimed(Path(self.out)))  # it is another file now
             previous = read_existing(Path(self.out), self.form, self.top, self.classifier.several)
         if previous.paths:
             self.console.say(f"{self.out}: continuing after {counted(len(previous.paths), 'image')}")
