@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -25,12 +26,12 @@ HEAD = {"train": ["head"], "head": "auto", "epochs": 1}
 VIEWS = {**HEAD, "views": 2, "augment": {"hflip": 0.5}}
 
 
-def make_run(folder: Path, phase: dict = HEAD) -> Path:
+def make_run(folder: Path, phase: dict = HEAD, images: Callable[..., Path] = write_images) -> Path:
     weights = mini(seed=3)
     preprocessing = load(write_tiny_model(folder / "t.safetensors")).preprocessing
     about = ModelFile(weights.arch, ("0", "1", "2"), ("a", "b", "c"), preprocessing)
     write_model(folder / "w.safetensors", weights.state_dict(), about)
-    write_images(folder / "images", each=20)
+    images(folder / "images", classes=("0", "1", "2"), each=20)
     recipe = write_recipe(folder / "r.toml", phase)
     train(folder / "images", str(recipe), weights=str(folder / "w.safetensors"), out=folder / "run", draw=False)
     return folder / "run"

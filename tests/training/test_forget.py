@@ -7,9 +7,12 @@ import hashlib
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from scenes import write_scenes
 from test_change_classes import HEAD, VIEWS, contents, make_run
 from tiny import write_label_sets, write_recipe
 
@@ -247,3 +250,20 @@ def test_the_list_may_come_from_a_pipe(say, tmp_path: Path, finished: Path, monk
     monkeypatch.setattr("sys.stdin", io.StringIO(f"\n{(run / rows(run)[0]['path']).resolve()}\r\n"))
     assert say("forget", run, "--images", "-", "--out", tmp_path / "new").status == 0
     assert len(rows(tmp_path / "new")) == len(rows(run)) - 1
+
+
+def test_altered_copies_that_stay_are_reported(say, tmp_path: Path):
+    run = make_run(tmp_path, images=with_a_smaller_copy)
+    for names, warned in (("images/0/3.jpg", True), ("images/0/4.jpg", False)):
+        (tmp_path / "list.txt").write_text(f"{tmp_path / names}\n")
+        said = say("forget", run, "--images", tmp_path / "list.txt")
+        assert said.status == 0, said.err
+        text = "images that stay and look like altered copies of forgotten ones: 1, such as 0/smaller.jpg"
+        assert (text in said.err) == warned
+
+
+def with_a_smaller_copy(folder: Path, **more: Any) -> Path:
+    write_scenes(folder, **more)
+    with Image.open(folder / "0" / "3.jpg") as image:
+        image.resize((120, 100)).save(folder / "0" / "smaller.jpg")
+    return folder

@@ -17,6 +17,7 @@ from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, checked
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import images_of_weights
+from linnaeus.inference.perceptual import RunHashes, statistics_of_table
 from linnaeus.modelfile.safetensors import MODEL, read_header
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
@@ -24,6 +25,7 @@ from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.ownership import is_in_progress
 from linnaeus.runs.parsing import read_csv
 from linnaeus.stores.decoding import signature_of_file
+from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
 from linnaeus.training.derived.forgotten import Forgotten, chosen_images
 from linnaeus.training.derived.solved_run import SolvedRun
@@ -72,12 +74,30 @@ def forget(
     resume = is_in_progress(place)
     done = None if resume else _finished(place, (*old.forgotten, *changes.forgotten))
     earlier, purged = _purged_images(old, after, gone, contents, changes)
+    _warn_of_altered_copies(old, after, gone, console)
     run = done or train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
     # Only after the new run exists: a failure must not cost the stores.
     purge_derived(default_cache(), purged)
     for left in purged.left:
         console.warn(f"{left}: could not be removed, so the cache still holds forgotten images; run the command again")
     return ForgetfulRun(run, changes, purged)
+
+
+def _warn_of_altered_copies(old: SolvedRun, after: Table, gone: np.ndarray, console: Console) -> None:
+    """Warn of images that stay and look like altered copies of forgotten ones, if these still exist."""
+    try:
+        forgotten = old.table(gone)
+    except UserError:  # an image is gone
+        return
+    # Without the cache, from which the forgotten images are removed.
+    rows = compute_statistics(forgotten, cache=None).rows
+    looks = RunHashes.of(rows, np.full(len(rows), "train"))
+    found = np.flatnonzero(looks.copies(statistics_of_table(after), "test"))
+    if len(found):
+        console.warn(
+            f"images that stay and look like altered copies of forgotten ones: {len(found):,}, such as "
+            f"{after.sample_id(int(found[0]))}; to forget them too, name them and run the command again"
+        )
 
 
 def _finished(place: Path, forgotten: tuple[dict[str, Any], ...]) -> Run | None:
