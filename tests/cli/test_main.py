@@ -236,6 +236,7 @@ def test_training_and_what_it_prints(here: Path, say):
         "run 一/curves.png",
         "run 一/predictions.png",
         "run 一/confusion.png",
+        "next linnaeus predict 'run 一' IMAGE, or linnaeus serve 'run 一'",
     ):
         assert any(piece in line for line in lines), (piece, said.out)
     metrics = json.loads((here / "run 一" / "metrics.json").read_text())

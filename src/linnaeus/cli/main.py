@@ -179,7 +179,10 @@ def _print_run(run: Run, console: Console) -> None:
         if (run.path / name).exists():
             label = "images" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{label:9} {run.path / name}")
-    if run.interrupted:
+    if not run.interrupted:
+        folder = shlex.quote(str(run.path))
+        console.say(f"next      linnaeus predict {folder} IMAGE, or linnaeus serve {folder}")
+    else:
         resume = f"linnaeus train {shlex.quote(str(run.path))} --resume"
         console.warn(f"the run was interrupted; the saved model is the best one so far. To resume: {resume}")
         raise SystemExit(status_of(signal.SIGINT))
