@@ -113,9 +113,11 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
 
 def _quality(head: LinearProbe, labels: np.ndarray) -> str:
     """Accuracy, or with several labels mean average precision, of the held-out probabilities."""
-    cross_validated = len(head.judged) == len(labels)
-    how = "cross-validated training" if cross_validated else f"on {len(head.judged):,} of them, held out once,"
-    labels = labels[head.judged]
+    if len(head.judged) == len(labels):
+        how = "cross-validated training"
+    else:
+        how = f"one fold of {len(head.judged):,} was held out: its"
+        labels = labels[head.judged]
     if labels.ndim == 1:
         return f"{how} accuracy {percent((head.probabilities.argmax(1) == labels).mean())}"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
