@@ -106,3 +106,21 @@ def test_a_model_is_not_evaluated_on_images_with_two_labels(tmp_path: Path, say)
     said = say("evaluate", tmp_path / "m.safetensors", write(tmp_path / "list.csv", rows), "--device", "cpu")
     assert said.status == 2
     assert "'images/0/0 0.png' is listed with the labels '0', '1'" in said.err
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+@pytest.mark.parametrize("kind", ["csv", "txt"])
+def test_labels_that_stand_for_other_folders_in_another_split(tmp_path: Path, kind: str, swapped: bool):
+    lay(tmp_path, *(f"{name}/{k}.png" for name in "ab" for k in range(3)))
+    rows = {
+        "train": [("a/0.png", "0"), ("a/1.png", "0"), ("b/0.png", "1")],
+        "val": [("a/2.png", "01"[swapped]), ("b/2.png", "10"[swapped])],
+    }
+    for name, part in rows.items():
+        if kind == "csv":
+            write(tmp_path / f"{name}.csv", part)
+        else:
+            (tmp_path / f"{name}.txt").write_text("".join(f"{path} {label}\n" for path, label in part))
+    notes = [note for note in open_source(tmp_path).notes if "in train and of" in note]
+    assert len(notes) == swapped
+    assert not swapped or notes[0].endswith("the labels of one split are wrong, and so are the figures on it")

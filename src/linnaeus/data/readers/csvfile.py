@@ -25,7 +25,7 @@ from linnaeus.data.readers.columns import (
 from linnaeus.data.readers.jsonlines import json_records
 from linnaeus.data.readers.labels import indicator, occurring, read_labels
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
-from linnaeus.data.readers.repeats import whole_numbers, without_repeats
+from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 from linnaeus.text import plain_cell
@@ -95,7 +95,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         spellings=spelling_variants(pair for part in parts for pair in part.written),
         notes=(*(note for part in parts for note in part.notes), *notes),
     )
-    return without_repeats(table)
+    return with_swapped_labels(without_repeats(table))
 
 
 def _resolve_labels(

@@ -20,7 +20,7 @@ from linnaeus.data.class_names import (
     spelling_variants,
 )
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
-from linnaeus.data.readers.repeats import whole_numbers, without_repeats
+from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -63,7 +63,9 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
     root = str(folder.absolute())
     spellings = spelling_variants(pair for part in parts for pair in part.written)
     table = Table(source, "list", classes, classes, labels, split, paths=tuple(paths), root=root, spellings=spellings)
-    return without_repeats(table.with_notes(*(note for part in parts for note in part.notes), *notes))
+    return with_swapped_labels(
+        without_repeats(table.with_notes(*(note for part in parts for note in part.notes), *notes))
+    )
 
 
 def read_list(path: Path, split: str = "") -> Rows:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from linnaeus.console import counted
+from linnaeus.data.class_names import class_name
 from linnaeus.data.readers.columns import MISSING
 from linnaeus.data.table import Table
 
@@ -34,6 +36,34 @@ def without_repeats(table: Table) -> Table:
         f"{table.sample_id(int(again[0]))!r}: each image counts once"
     )
     return table.select(np.array(sorted(first.values()), np.int64)).with_notes(note)
+
+
+def with_swapped_labels(table: Table) -> Table:
+    """The table, with a note on labels that stand for one folder in train and for another one in another split."""
+    assert table.paths is not None
+    if table.several:
+        return table
+    pairs: dict[str, set[tuple[int, str]]] = {}
+    for path, label, split in zip(table.paths, table.labels.tolist(), table.split.tolist(), strict=True):
+        pairs.setdefault(split, set()).add((label, class_name(os.path.basename(os.path.dirname(path)))))
+    # Only where labels and folders correspond one to one, which tells that the folders are the classes.
+    folders = {split: dict(found) for split, found in pairs.items() if _is_one_to_one(found)}
+    learned = folders.get("train", {})
+    notes = []
+    for split in ("valid", "test"):
+        other = folders.get(split, {})
+        swapped = [k for k in other if other[k] != learned.get(k, other[k]) and other[k] in learned.values()]
+        if swapped:
+            k = swapped[0]
+            notes.append(
+                f"label {table.classes[k]!r} is that of folder {learned[k]!r} in train and of {other[k]!r} in {split}: "
+                "the labels of one split are wrong, and so are the figures on it"
+            )
+    return table.with_notes(*notes)
+
+
+def _is_one_to_one(pairs: set[tuple[int, str]]) -> bool:
+    return len({label for label, _ in pairs}) == len({folder for _, folder in pairs}) == len(pairs)
 
 
 def whole_numbers(labels: Sequence[str]) -> tuple[list[str], list[str]]:
