@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import logging
 import random
 import socket
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -152,6 +155,50 @@ def test_ordinary_chunks_and_upgrades_are_accepted(server: ThreadServer):
     assert (
         b"200 OK" in exchange(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-1,2-3\r\n\r\n")[:20]
     )
+
+
+def in_chunks(image: bytes, end: bytes, extension: bytes = b"") -> bytes:
+    head = START + b"Connection: close\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"%x%b\r\n%b\r\n0\r\n%b\r\n" % (len(image), extension, image, end)
+
+
+def with_body(body: bytes, kind: bytes) -> bytes:
+    head = START + b"Connection: close\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (kind, len(body))
+    return head + body
+
+
+def png_with_profile(profile: bytes) -> bytes:
+    data = b"iCCPx\0\0" + zlib.compress(profile, 9)
+    return png()[:33] + struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) + png()[33:]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (in_chunks(png(), b"X-Trailer: y\r\n" * 1000), b"200"),
+        (in_chunks(png(), b"X-Trailer: " + b"y" * MIB + b"\r\n"), b"431"),
+        (in_chunks(png(), b"", b";" + b"a" * MIB), b"431"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"404"),
+        (b"GET /model%00/..%2fmodel HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b'GET /model HTTP/1.1\r\nHost: localhost\r\nCookie: linnaeus="' + rb"\041" * 3500 + b'"\r\n\r\n', b"200"),
+        (with_body(b'{"a":' * 10_000, b"application/json"), b"422"),
+        (with_body(b'{"pictures": [1' + b"0" * 50_000 + b"]}", b"application/json"), b"422"),
+        (with_body(gzip.compress(bytes(64 * MIB)), b"image/png\r\nContent-Encoding: gzip"), b"415"),
+        (with_body(png_with_profile(bytes(64 * MIB)), b"image/png"), b"422"),
+        (with_body(b"--x\r\nA: " + b"b" * MIB, b"multipart/form-data; boundary=x"), b"422"),
+    ],
+    ids=[
+        *("trailers", "long trailer", "long chunk extension", "HTTP/2", "encoded path", "octal cookie", "deep JSON"),
+        *("huge integer", "compressed body", "PNG profile", "long form header"),
+    ],
+)
+def test_unusual_requests_are_answered_at_once(server: ThreadServer, request_: bytes, status: bytes):
+    started = time.process_time()
+    response = exchange(server, request_)
+    assert time.process_time() - started < 1
+    if response:  # a connection that is closed while it sends may lose the response
+        assert response.split()[1] == status
+    assert server.predict(png()).status_code == 200
 
 
 def test_requests_sent_before_the_response_to_the_last_one_are_not_served(server: ThreadServer):

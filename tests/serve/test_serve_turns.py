@@ -14,7 +14,7 @@ from served import client, files, png
 from linnaeus.inference.classifier import Classifier
 from linnaeus.serve import pages
 from linnaeus.serve.limits import Limits, RefusedError
-from linnaeus.serve.upload_memory import PARSERS, UploadMemory
+from linnaeus.serve.upload_memory import UNPARSED, UploadMemory
 from linnaeus.serve.uploads import in_turns
 
 
@@ -65,11 +65,11 @@ def test_requests_that_wait_to_be_parsed_are_bounded():
 
     async def main() -> None:
         memory = UploadMemory(100)
-        await asyncio.gather(*(parse(memory, i) for i in range(PARSERS + 20)))
-        assert memory.parsers.in_progress == 0
+        await asyncio.gather(*(parse(memory, i) for i in range(UNPARSED + 20)))
+        assert memory.unparsed.in_progress == 0
 
     asyncio.run(main())
-    assert parsed == list(range(PARSERS)), "in the order in which they came"
+    assert parsed == list(range(UNPARSED)), "in the order in which they came"
     assert [error.status for error in refused] == [503] * 20
 
 

@@ -1,4 +1,4 @@
-"""From the images of a request to predictions: decode in threads, classify in batches, explain on request."""
+"""From the images of a request to predictions: decode in processes, classify in batches, explain on request."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from linnaeus.serve.admission import Admission
 from linnaeus.serve.limits import RefusedError
 
 RELEASED = 64 << 20  # bytes of uploads after which freed memory is returned to the system
-PARSERS = 64  # requests that wait to be parsed, each for 3 ms
+UNPARSED = 64  # requests that wait to be parsed, which takes 3 ms each
 DELAY = 1.0  # seconds until then: the last of them is still in use
 
 
@@ -30,7 +30,7 @@ class UploadMemory:
         self._on_release = on_release
         self.parsing = asyncio.Lock()
         """Held while a part of a form or of JSON is parsed: at most one in a turn of the event loop."""
-        self.parsers = Admission(PARSERS, "requests wait to be parsed")
+        self.unparsed = Admission(UNPARSED, "requests wait to be parsed")
         """Requests of which a part has arrived and is not parsed yet."""
         self.clients = Counter[str]()
         self._open: set[UploadReservation] = set()
@@ -57,11 +57,7 @@ class UploadMemory:
             largest = max(arriving, key=self._weight, default=newcomer)
             if self._weight(largest) <= self._weight(newcomer):
                 raise too_many_uploads()
-            largest.release()
-            largest.ended = True
-            assert largest.end is not None
-            largest.end()
-            largest.end = None
+            largest.give_way()
 
     def _weight(self, reservation: UploadReservation) -> tuple[int, int]:
         return self.clients[reservation.client], reservation.size
@@ -88,6 +84,14 @@ class UploadReservation:
 
     def release(self) -> None:
         self._change(-self.size)
+
+    def give_way(self) -> None:
+        """End the upload."""
+        self.release()
+        self.ended = True
+        end, self.end = self.end, None
+        assert end is not None, "only an upload that is arriving can give way"
+        end()
 
     def _change(self, n: int) -> None:
         self.size += n

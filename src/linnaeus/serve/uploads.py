@@ -105,7 +105,7 @@ async def in_turns(body: AsyncGenerator[bytes, None], reservation: UploadReserva
     """
     memory = reservation.memory
     async for chunk in body:
-        with memory.parsers.admit(1, reservation.client):
+        with memory.unparsed.admit(1, reservation.client):
             async with memory.parsing:
                 yield chunk
                 await asyncio.sleep(0)  # the next one may parse in the next turn
