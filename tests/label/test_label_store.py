@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, Journal
 from linnaeus.label.labels_csv import LabelStore
 
@@ -147,6 +149,25 @@ def test_names_that_csv_and_spreadsheets_would_change_are_restored(tmp_path: Pat
         again = store_of(tmp_path)
         label = "=lily" if b"lily" in text else "=rose"
         assert current(again) == dict.fromkeys(names, label)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_on_which_not_even_a_lock_can_be_opened_is_one_line(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    store = LabelStore.open(tmp_path, tmp_path / "labels.csv")
+    store.answer([Answer("a.png", "x")])
+
+    def fail(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as full:
+        full.setattr("linnaeus.label.journal.locked", fail)
+        with pytest.raises(DiskError, match=r"journal: .*; ") as caught:
+            store.answer([Answer("b.png", "x")])
+    assert "\n" not in str(caught.value)
+    store.answer([Answer("b.png", "y")])
+    assert {path: label.label for path, label in store.journal.labels.items()} == {"a.png": "x", "b.png": "y"}
 
 
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path):

@@ -118,7 +118,7 @@ class Journal:
             if self._depth:
                 yield
                 return
-            with locked(self.path.with_suffix(".lock")):
+            with disk_errors(self.path), locked(self.path.with_suffix(".lock")):
                 self._depth += 1
                 try:
                     self.refresh()
