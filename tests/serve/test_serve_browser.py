@@ -435,9 +435,11 @@ def test_an_empty_heat_map_is_called_empty(open_page: Open, monkeypatch: pytest.
 def test_facts_and_figures_of_the_model_fit_a_phone(open_page: Open, locale: str):
     figures = {"n": 18_000, "correct": 17_951, "accuracy": 0.9973, "accuracy_ci95": [0.9964, 0.998]}
 
+    network = {"network": "timm/tf_efficientnet_lite0"}
+
     def with_figures(route: Any) -> None:
         model = route.fetch()
-        route.fulfill(response=model, json={**model.json(), "metrics": {"valid": figures, "test": figures}})
+        route.fulfill(response=model, json={**model.json(), "metrics": {"valid": figures, "test": figures}, **network})
 
     page = open_page(viewport=PHONE, locale=locale)
     page.route("**/model", with_figures)
@@ -445,6 +447,7 @@ def test_facts_and_figures_of_the_model_fit_a_phone(open_page: Open, locale: str
     wait_for_model(page).eval_on_selector_all("#model details", "all => all.forEach(e => { e.open = true; })")
     assert page.locator("#figures tbody tr").count() == 2
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert broken_words(page, "#facts dd", 24) == []
     gap = "all => all[1].getBoundingClientRect().top - all[0].getBoundingClientRect().bottom"
     assert page.eval_on_selector_all("#model details", gap) >= 8
 

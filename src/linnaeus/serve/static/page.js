@@ -189,6 +189,7 @@ function describeModel() {
   $("col-answer").firstElementChild.dataset.t = several ? "col_labels" : "col_answer";
   translatePage();
   const counts = Object.entries(model.data.counts ?? {});
+  const breakable = (text) => text.split("/").flatMap((part, i) => (i ? ["/", createElement("wbr"), part] : [part]));
   const facts = [
     ["f_network", model.network],
     ["f_file", model.agreement
@@ -201,7 +202,7 @@ function describeModel() {
     ["f_version", model.versions.linnaeus ?? ""],
   ];
   $("facts").replaceChildren(...facts.filter(([, value]) => value).map(([label, value]) =>
-    createElement("div", {}, createElement("dt", {}, t(label)), createElement("dd", {}, value))));
+    createElement("div", {}, createElement("dt", {}, t(label)), createElement("dd", {}, ...breakable(value)))));
   $("classes-h").textContent = t(several ? "labels_list" : "classes_list", { n: classes });
   $("classes").replaceChildren(...model.classes.map((entry, k) =>
     createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`),
