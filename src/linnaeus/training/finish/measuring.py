@@ -1,4 +1,4 @@
-"""The figures of the saved model of a run, on pixels, by the task of its images."""
+"""The figures of the saved model of a run, in float32, by the task of its images."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _unseen(prepared: Prepared) -> np.ndarray | None:
 def _outputs(
     prepared: Prepared, network: Network, references: np.ndarray | None, thumbnails: Thumbnails | None = None
 ) -> dict[str, Outputs]:
-    """Outputs of the network by split, computed from pixels, with distances from `references` if there are any."""
+    """Outputs of the network by split, from features or pixels; with distances from `references`, if any."""
     engine, preprocessing = prepared.engine, prepared.preprocessing
     outputs: dict[str, Outputs] = {}
     network.eval()

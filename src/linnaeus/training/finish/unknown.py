@@ -32,7 +32,7 @@ SAMPLE = 2048
 """Training images whose features are used, the same number of each class where there are enough."""
 SAMPLE_BYTES = 256 << 20
 """Size of these features in float32: of more than 32,768 features an image, fewer images are used."""
-BATCH = 64
+BATCH = 32  # more at once take more memory and more time an image
 
 
 @dataclass(frozen=True, eq=False)
