@@ -10,13 +10,14 @@ from linnaeus.serve.limits import RefusedError
 
 
 class Admission:
-    """Counts the images that were accepted and not yet answered, over all clients.
+    """Counts the images that were accepted and not yet answered, over all clients, or other work of limited capacity.
 
     An eighth of the capacity is kept for requests of a single image, and another eighth for clients that hold less than
     a quarter of the capacity, so that neither large requests nor one client lock out the others.
     """
 
     def __init__(self, capacity: int, work: str = "images are in progress"):
+        """`work`: what is counted, for the message of a refusal."""
         self.capacity, self._work = capacity, work
         self.in_progress = 0
         self.seconds_per_image = 0.05

@@ -22,7 +22,7 @@ class Limits:
     explanations: int = 32
     """Images being explained or waiting for it, over all requests; at least `images`."""
     total_bytes: int = 256 * MIB
-    """Size of all request bodies in memory."""
+    """Size of all request bodies that are in memory or arriving."""
     batch: int = 16
     """Batch size of the network."""
     window: float = 0.004

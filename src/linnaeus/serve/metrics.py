@@ -44,7 +44,9 @@ class Metrics:
         self.in_color = Gauge(
             "linnaeus_pictures_in_color", "Color images received by a model of gray images.", registry=registry
         )
-        self.upload_bytes = Gauge("linnaeus_held_bytes", "Bytes of request bodies in memory.", registry=registry)
+        self.upload_bytes = Gauge(
+            "linnaeus_held_bytes", "Bytes of request bodies in memory or arriving.", registry=registry
+        )
 
     def observe_batch(self, images: int, waited: float, seconds: float) -> None:
         """Record a batch: number of images, seconds that the first one waited, seconds in the network."""

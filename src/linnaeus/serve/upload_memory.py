@@ -18,7 +18,7 @@ DELAY = 1.0  # seconds until then: the last of them is still in use
 
 
 class UploadMemory:
-    """Counts the bytes of all request bodies in memory and on their way, at most `limit`.
+    """Counts the bytes of all request bodies that are in memory or arriving, at most `limit`.
 
     Beyond it, the largest upload that is still arriving ends, of the client that holds most: many large uploads that
     never end cannot keep out small ones.

@@ -80,17 +80,17 @@ async def _read_body(request: Request, limit: int, reservation: UploadReservatio
 
     Memory for all of it is reserved at the start, so that a body for which there is no room is not read in part.
     """
-    error = RefusedError(413, f"the body exceeds {limit:,} bytes; send fewer or smaller images")
+    too_large = RefusedError(413, f"the body exceeds {limit:,} bytes; send fewer or smaller images")
     length = request.headers.get("content-length", "")
     declared = int(length[:20]) if length.isdigit() else 0
     if declared > limit:
-        raise error
+        raise too_large
     reservation.add(declared)
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise error
+            raise too_large
         if not declared:  # chunked transfer coding
             reservation.add(len(chunk))
         yield chunk
