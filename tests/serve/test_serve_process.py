@@ -200,6 +200,6 @@ def test_invalid_options_are_reported_in_one_line(say: Any, model: Path, server:
     assert f"--port {server.port}: in use on 127.0.0.1" in in_use.err
     assert "no such address" in say("serve", model, "--host", "no.such.host.invalid").err
     assert "--max-images 32" in say("serve", model, "--queue", "8").err
-    assert "--max-images 9" in say("serve", model, "--queue", "8", "--max-images", "9").err
+    assert "--max-images 9" in say("serve", model, "--queue", "8", "--max-pictures", "9").err, "the former name"
     assert "--token" in say("serve", model, "--token", "ä").err
     assert say("serve", model.parent / "nothing").status == 2

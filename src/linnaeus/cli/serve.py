@@ -59,6 +59,7 @@ MIB = 1 << 20
 )
 @click.option(
     "--max-images",
+    "--max-pictures",  # the former name
     default=32,
     show_default=True,
     type=click.IntRange(1, 1000),
