@@ -444,6 +444,11 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
     run = train(idx, recipe, tmp_path / "run")
     assert run.load().classes == linnaeus.load(run.path).classes
     assert f"run {run.path}" in run._repr_html_()
+    assert len(repr(run)) < len(str(run.path)) + 120
+    assert f"of {run.valid.n:,} images" in repr(run)
+    assert len(repr(run.best)) < 60
+    model = run.load()
+    assert repr(model) == f"Classifier({str(model.path)!r}, {model.about.arch['name']}, {len(model.classes)} classes)"
     evaluated = linnaeus.load(run.path, device="cpu").evaluate(idx, split="test")
     assert run.test is not None
     assert run.test.loss == pytest.approx(evaluated.loss, rel=1e-6)

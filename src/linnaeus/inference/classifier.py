@@ -72,6 +72,9 @@ class Classifier:
         self.label_calibration = stored if isinstance(stored, LabelCalibration) else None
         self.detector = UnknownDetector.read(about.unknown, about.unknown_tensors)
 
+    def __repr__(self) -> str:
+        return f"Classifier({str(self.path)!r}, {self.about.arch['name']}, {len(self.classes)} classes)"
+
     @property
     def network(self) -> Network:
         """The torch network. Raises UserError for an ONNX file, which has none."""

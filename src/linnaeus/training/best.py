@@ -25,6 +25,10 @@ class Best:
     state: dict[str, Tensor] = field(default_factory=dict)
     """The tensors of the network."""
 
+    def __repr__(self) -> str:
+        """Without the tensors, which would fill the screen."""
+        return f"Best(by {self.by}, phase {self.phase}, epoch {self.epoch})" if self.figures else f"Best(by {self.by})"
+
     def beaten_by(self, figures: Headline) -> bool:
         """Whether `figures` are better; ties go to the lower loss, then to the earlier epoch."""
         return self.figures is None or self._key(figures) > self._key(self.figures)

@@ -69,12 +69,18 @@ class Run:
 
         return load(self.path)
 
+    def __repr__(self) -> str:
+        """The folder and the figures, without the weights."""
+        results = "".join(f", {split} {text}" for split, text in self._results())
+        return f"Run({str(self.path)!r}{results}{', interrupted' if self.interrupted else ''})"
+
     def _repr_html_(self) -> str:
-        rows = [
-            (split, f"{percent(result.accuracy, 2)} of {result.n:,} images") for split, result in self.figures.items()
-        ]
         chosen = (f"by {self.best.by}", f"phase {self.best.phase}, epoch {self.best.epoch}")
-        return html_table(f"run {self.path}", [*rows, chosen])
+        return html_table(f"run {self.path}", [*self._results(), chosen])
+
+    def _results(self) -> list[tuple[str, str]]:
+        """(split, "93.41 % of 91 images") of every split."""
+        return [(split, f"{percent(f.accuracy, 2)} of {f.n:,} images") for split, f in self.figures.items()]
 
     @property
     def valid(self) -> Headline:
