@@ -49,6 +49,18 @@ def test_a_failed_calibration_is_reported():
     assert not any("failed" in line for line in FinalEvaluation({"valid": outputs(300, 8)}, 1).lines())
 
 
+def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed():
+    """Of almost certain answers, few samples have an error, which then is large: the mean exceeds the percentile."""
+    found = assess(outputs(300, 8, skill=12.0), None)
+    mean, p95 = found.metrics.ece_by_chance
+    assert p95 < mean, (p95, mean)
+    words = f"an ECE of at most {percent(p95, 2)} in 95 of 100 samples, and {percent(mean, 2)} on average, because"
+    assert words in text_of(found, 8)
+    usual = assess(outputs(300, 8), None)
+    mean, p95 = usual.metrics.ece_by_chance
+    assert f"{percent(mean, 2)} on average, and up to {percent(p95, 2)} in 95 of 100 samples" in text_of(usual, 8)
+
+
 def test_the_epochs_behind_a_threshold_are_stated():
     """A threshold that passed the test says so; without a record of the epochs it is called an estimate."""
     out = outputs(400, 8, skill=20.0)

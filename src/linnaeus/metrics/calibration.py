@@ -138,6 +138,17 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, *, equal_mass
     return float(np.abs(gaps).sum() / len(correct))
 
 
+def chance_words(mean: str, p95: str, *, skewed: bool) -> str:
+    """`4.2 % on average, and up to 8.1 % in 95 of 100 samples`: what a perfectly calibrated model would show.
+
+    `skewed`: the mean is not below the 95th percentile. That is no mistake: where almost all answers are certain,
+    few samples have a wrong answer, but such a sample has a large error.
+    """
+    if skewed:
+        return f"at most {p95} in 95 of 100 samples, and {mean} on average, because a rare wrong answer weighs much"
+    return f"{mean} on average, and up to {p95} in 95 of 100 samples"
+
+
 def reliability_diagram(
     confidence: np.ndarray, correct: np.ndarray, groups: np.ndarray | None = None
 ) -> list[dict[str, Any]]:

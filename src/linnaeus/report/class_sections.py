@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.calibration import Calibration, chance_words
 from linnaeus.metrics.classification import most_confused
 from linnaeus.report.calibration import reliability, risk_coverage
 from linnaeus.report.confusion import confusion_chart
@@ -102,6 +102,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
     rule = Calibration.from_dict(stored, str(run.path)).rule
     effect = run.metrics[run.split]["calibration"]
     by_chance = run.metrics[run.split]["ece_by_chance"]
+    mean, p95 = (typeset_percent(by_chance[key], 1) for key in ("mean", "p95"))
     return {
         "reliability": reliability(evaluation["reliability"]),
         "risk": risk_coverage(evaluation["risk_coverage"], rule.target_risk, rule.threshold),
@@ -109,8 +110,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "cross_fitted": effect["cross_fitted"],
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
-        "chance": typeset_percent(by_chance["mean"], 1),
-        "chance_p95": typeset_percent(by_chance["p95"], 1),
+        "chance": chance_words(mean, p95, skewed=by_chance["p95"] <= by_chance["mean"]),
         "rule": str(rule).replace("never: ", "never, because ", 1),
         "notice": rule.notice,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
-from linnaeus.metrics.calibration import calibration_failure
+from linnaeus.metrics.calibration import calibration_failure, chance_words
 from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.slices import Slice
@@ -116,8 +116,8 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
         title,
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"a perfectly calibrated model would show an ECE of {percent(mean, 2)} on {metrics.n} images on average"
-        + (f", and up to {percent(p95, 2)} in 95 of 100 samples" if p95 > mean else ""),
+        f"on {metrics.n} images a perfectly calibrated model would show an ECE of "
+        + chance_words(percent(mean, 2), percent(p95, 2), skewed=p95 <= mean),
     ]
 
 
