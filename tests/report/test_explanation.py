@@ -12,9 +12,10 @@ from PIL import Image, ImageColor
 from linnaeus.explain.neighbors import Neighbor
 from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Prediction
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.report import explanation as explanation_module
 from linnaeus.report.canvas import BLUE, ORANGE, SMALL, text_width
-from linnaeus.report.explanation import draw_explanation, similar_images
+from linnaeus.report.explanation import _heading, draw_explanation, similar_images
 from linnaeus.report.fonts import families_for
 from linnaeus.report.heat_maps import overlay, ramp
 
@@ -147,6 +148,22 @@ def test_an_unsure_prediction_is_marked(tmp_path: Path):
     figure = drawn(tmp_path / "b.png", unsure)
     assert figure.shape[0] > sure.shape[0]
     assert count(figure, ORANGE) > 50 > count(sure, ORANGE)
+
+
+def test_an_unknown_image_is_not_titled_with_its_class_alone():
+    e = explanation(heats(1))
+    assert heading_of(e) == ["petunia", "photos/petunia/1.jpg"]
+    prediction = dataclasses.replace(e.prediction, limits=Thresholds(None, 0.9, 100, 95), threshold=0.8)
+    unknown = Explanation(prediction, e.target, e.maps)
+    assert heading_of(unknown) == [
+        "unknown (petunia)",
+        "unknown: probably of none of the classes",
+        "photos/petunia/1.jpg",
+    ]
+
+
+def heading_of(e: Explanation) -> list[str]:
+    return [line.text for line in _heading(e, None, families_for(["petunia"]), 6.0)]
 
 
 def test_missing_characters_are_returned(tmp_path: Path):

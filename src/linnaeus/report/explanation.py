@@ -128,11 +128,14 @@ def _columns(panels: int) -> int:
 
 
 def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: float) -> list[Line]:
-    """The predicted class, whether it is unsure or wrong, and the file."""
+    """The predicted class, whether it is unknown, unsure or wrong, and the file."""
     prediction = explanation.prediction
     room = width - text_width(">99 %", fonts, TITLE) - 0.15
-    lines = [Line(shorten(prediction.answer, fonts, TITLE, room), TITLE, INK)]
-    if prediction.unsure:
+    answer = f"unknown ({prediction.answer})" if prediction.unknown else prediction.answer
+    lines = [Line(shorten(answer, fonts, TITLE, room), TITLE, INK)]
+    if prediction.unknown:
+        lines.append(Line(shorten("unknown: probably of none of the classes", fonts, TEXT, width), TEXT, ORANGE))
+    elif prediction.unsure:
         lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
     # The explained class is only stated where it is not the predicted one.
     if explanation.target != prediction.index or prediction.thresholds is not None:
