@@ -40,6 +40,15 @@ def test_the_summary_has_three_lines():
     ]
 
 
+def test_few_images_of_a_split_are_counted_as_images():
+    found = [
+        Finding("few-to-measure", "warning", (), (), f"{n} images in {split}: metrics on them are imprecise")
+        for n, split in ((18, "valid"), (9, "test"))
+    ]
+    line = "to review in the data: few images to evaluate on (18 images in valid, 9 images in test)"
+    assert summary_lines(found, "see the page")[0] == line
+
+
 def test_the_summary_is_short():
     assert summary_lines([], "flowers") == []
     assert summary_lines([NOTE], "flowers") == []

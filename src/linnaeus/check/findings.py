@@ -96,9 +96,15 @@ def summary_lines(findings: Sequence[Finding], details: str) -> list[str]:
     for severity, title in (("error", "errors in the data"), ("warning", "to review in the data")):
         groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
-            counts = [f"{KINDS[kind]} ({len(members)}){_example(members)}" for kind, members in groups.items()]
+            counts = [f"{KINDS[kind]} ({_count(members)}){_example(members)}" for kind, members in groups.items()]
             lines.append(f"{title}: {'; '.join(counts)}")
     return [*lines, details] if lines else []
+
+
+def _count(findings: Sequence[Finding]) -> str:
+    """The number of findings; of those about whole splits their subjects, such as `9 images in valid`."""
+    whole = all(finding.detail and not finding.paths and not finding.classes for finding in findings)
+    return ", ".join(finding.detail.partition(":")[0] for finding in findings) if whole else str(len(findings))
 
 
 def _example(findings: Sequence[Finding]) -> str:
