@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.text import code_html, fraction, percent, typeset_percent
+from linnaeus.text import code_html, fraction, percent, probability_percent, typeset_percent
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,14 @@ from linnaeus.text import code_html, fraction, percent, typeset_percent
 def test_zero_and_one_hundred_are_exact(share: float, digits: int, text: str):
     assert percent(share, digits) == text
     assert typeset_percent(share, digits) == text.replace(" ", "\u202f")
+
+
+def test_a_probability_is_never_certain():
+    """A softmax reaches 1 by the rounding of its type, and a file's digits round to 1."""
+    assert [probability_percent(p) for p in (1.0, 0.9999, 0.5, 0.0, 1e-13, float("nan"), None)] == [
+        *(">99.9 %", ">99.9 %", "50.0 %", "<0.1 %", "<0.1 %", "–", "–")
+    ]
+    assert probability_percent(1.0, 0, typeset=True) == ">99\u202f%"
 
 
 def test_a_threshold_has_as_many_digits_as_it_takes():

@@ -57,6 +57,17 @@ def percent(share: float | None, digits: int = 1, *, signed: bool = False, exact
     return f"{sign}{_bounded(size, 100, digits)} %"
 
 
+def probability_percent(value: float | None, digits: int = 1, *, typeset: bool = False) -> str:
+    """The probability of a class as a percentage, never "0.0 %" or "100.0 %".
+
+    A softmax reaches 0 and 1 only by rounding, of the logits' type or of a file's digits, so that equally certain
+    answers would be shown as "100.0 %" and ">99.9 %". `typeset` as `typeset_percent`. A dash if `value` is
+    None or not finite.
+    """
+    bounded = value if value is None or not 0 <= value <= 1 else min(max(value, 2 * ROUNDING), 1 - 2 * ROUNDING)
+    return typeset_percent(bounded, digits) if typeset else percent(bounded, digits)
+
+
 def fraction(value: float | None, digits: int = 2) -> str:
     """0.9349 -> "0.93", for figures between 0 and 1 that are no shares, such as AUROC.
 

@@ -18,7 +18,7 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.serve.examples import read_examples
 from linnaeus.serve.limits import Limits
 from linnaeus.serve.pages import translations
-from linnaeus.text import typeset_percent
+from linnaeus.text import probability_percent, typeset_percent
 
 pytestmark = pytest.mark.long
 
@@ -124,6 +124,8 @@ def test_percentages_of_the_page_are_those_of_the_package(open_page: Open, p: fl
     page = wait_for_model(open_page())
     shown = page.evaluate("async (p) => (await import('/i18n.js')).percent(p)", p)
     assert shown == typeset_percent(p, 1) == f"{text}\u202f%"
+    probable = page.evaluate("async (p) => (await import('/i18n.js')).probabilityPercent(p)", p)
+    assert probable == probability_percent(p, typeset=True)
 
 
 def test_broken_and_huge_files_fail_and_the_others_are_answered(open_page: Open):

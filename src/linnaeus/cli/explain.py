@@ -16,7 +16,7 @@ from linnaeus.cli import early
 from linnaeus.cli.options import ModelCommand, code_option, device_option, load_model, make_console, verbosity
 from linnaeus.console import Console, counted, echo
 from linnaeus.errors import UserError
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 
 if TYPE_CHECKING:
     from linnaeus.explain.neighbors import Gallery, Neighbor
@@ -190,13 +190,13 @@ class ExplainedImage:
     def line(self) -> str:
         """The line of `linnaeus predict` and the path of the sheet."""
         p, e = self.explanation.prediction, self.explanation
-        other = "" if e.target == p.index else f"  for {e.name} ({percent(e.probability)})"
+        other = "" if e.target == p.index else f"  for {e.name} ({probability_percent(e.probability)})"
         nothing = "  (no area of the image supports it)" if e.empty else ""
         if p.thresholds is not None:
-            other, labels = f"  for {e.name} ({percent(e.probability)})", ", ".join(p.labels) or "no label"
+            other, labels = f"  for {e.name} ({probability_percent(e.probability)})", ", ".join(p.labels) or "no label"
             return f"{labels:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
         name = f"{p.verdict} ({p.name})" if p.verdict else p.name
-        return f"{percent(p.probability):>7}  {name:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
+        return f"{probability_percent(p.probability):>7}  {name:<24}  {p.path}{other}{nothing}  -> {self.sheet}"
 
     def details(self) -> list[str]:
         """One line per training image that is shown."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from linnaeus.explain.neighbors import Neighbor
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Pull:
 
     def line(self) -> str:
         """As `explain` prints it."""
-        without = f"{percent(self.probability)} without it"
+        without = f"{probability_percent(self.probability)} without it"
         return f"{self.pull:>+8.3f}  {self.shown.name:<22}  {self.shown.path}  ({without})"
 
     def to_dict(self) -> dict[str, Any]:

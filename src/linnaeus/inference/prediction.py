@@ -12,7 +12,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.runners import NOT_FINITE
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.selective import is_unsure
-from linnaeus.text import html_table, percent
+from linnaeus.text import html_table, probability_percent
 
 if TYPE_CHECKING:
     import pandas
@@ -128,14 +128,16 @@ class Prediction:
             return f"Prediction({self.path!r}, error={self.error!r})"
         if self.thresholds is not None:
             return f"Prediction({self.path!r}, labels={self.labels!r})"
-        answer = f"{self.name!r}, {percent(self.probability)}" + (f", {self.verdict}" if self.verdict else "")
+        answer = f"{self.name!r}, {probability_percent(self.probability)}" + (
+            f", {self.verdict}" if self.verdict else ""
+        )
         return f"Prediction({self.path!r}, {answer})"
 
     def _repr_html_(self) -> str:
         """A notebook's output: the answer and the most likely classes, without the pixels."""
         if self.probabilities is None:
             return f"<p>{html.escape(self.path)}: {html.escape(str(self.error))}</p>"
-        rows = [(name, percent(p)) for name, p in self.top(3)]
+        rows = [(name, probability_percent(p)) for name, p in self.top(3)]
         return html_table(f"{self.path}: {self.verdict or self.answer}", rows)
 
     def readable(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TextIO
 
 from linnaeus.inference.classifier import Prediction
-from linnaeus.text import SafeCsvWriter, percent
+from linnaeus.text import SafeCsvWriter, probability_percent
 
 NAME_WIDTH = 24
 UNKNOWN = ("unknown", "distance")
@@ -59,10 +59,12 @@ def _write_answer(file: TextIO, top: int, prediction: Prediction) -> None:
     if len(ranked) == 1:
         name, probability = ranked[0]
         name = f"{prediction.verdict} ({name})" if prediction.verdict else name
-        file.write(f"{percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
+        file.write(f"{probability_percent(probability):>7}  {name:<{NAME_WIDTH}}  {prediction.path}\n")
         return
     verdict = f"  {prediction.verdict}" if prediction.verdict else ""
-    file.write(f"{prediction.path}{verdict}\n" + "".join(f"{percent(p):>9}  {name}\n" for name, p in ranked))
+    file.write(
+        f"{prediction.path}{verdict}\n" + "".join(f"{probability_percent(p):>9}  {name}\n" for name, p in ranked)
+    )
 
 
 def _write_labels(file: TextIO, top: int, prediction: Prediction) -> None:
@@ -73,9 +75,9 @@ def _write_labels(file: TextIO, top: int, prediction: Prediction) -> None:
     if top < len(ranked):
         file.write(f"{prediction.path}\n")
         for i, p in ranked[:top]:
-            file.write(f"{percent(p):>9}  {'yes' if i in assigned else 'no':<3}  {prediction.names[i]}\n")
+            file.write(f"{probability_percent(p):>9}  {'yes' if i in assigned else 'no':<3}  {prediction.names[i]}\n")
         return
-    labels = ", ".join(f"{prediction.names[i]} {percent(p)}" for i, p in ranked if i in assigned)
+    labels = ", ".join(f"{prediction.names[i]} {probability_percent(p)}" for i, p in ranked if i in assigned)
     file.write(f"{prediction.path}  {labels or 'no label'}\n")
 
 

@@ -28,7 +28,7 @@ from linnaeus.report.canvas import (
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.heat_maps import overlay, ramp
 from linnaeus.report.image_grid import BAR, GAP, LINE, MARGIN, fit_square, with_bar
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 
 INPUT = "what the network saw"
 METHODS = {"occlusion": "occlusion: where covering lowers the score", "integrated-gradients": "integrated gradients"}
@@ -108,7 +108,7 @@ def draw_explanation(
     canvas = Canvas(width + 2 * MARGIN, end + MARGIN - 0.12, fonts)
     for i, line in enumerate(heading):
         canvas.write(MARGIN, MARGIN + 0.2 + 0.19 * i, line.text, size=line.size, color=line.color)
-    probability = percent(prediction.probability, 0)
+    probability = probability_percent(prediction.probability, 0)
     # The probability of a single label; several labels state theirs in the heading.
     if prediction.thresholds is None:
         canvas.write(MARGIN + width, MARGIN + 0.2, probability, size=TITLE, align="right")
@@ -139,7 +139,7 @@ def _heading(explanation: Explanation, true: int | None, fonts: Fonts, width: fl
         lines.append(Line("unsure: below the model's threshold", TEXT, ORANGE))
     # The explained class is only stated where it is not the predicted one.
     if explanation.target != prediction.index or prediction.thresholds is not None:
-        text = f"explained: {explanation.name}, {percent(explanation.probability, 0)}"
+        text = f"explained: {explanation.name}, {probability_percent(explanation.probability, 0)}"
         lines.append(Line(shorten(text, fonts, TEXT, width), TEXT, BLUE))
     if true is not None:
         correct = true == prediction.index

@@ -29,7 +29,7 @@ from linnaeus.report.canvas import (
     wrap,
 )
 from linnaeus.report.fonts import Fonts, families_for
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 from linnaeus.theme import PRINT
 
 MARGIN, GAP, BAR = 0.3, 0.16, 0.045  # inches; the bar under an image has the color of its verdict
@@ -149,7 +149,7 @@ def _draw_tile(canvas: Canvas, item: PredictedImage, caption: Caption, left: flo
     x = left + item.mark_width
     if item.mark:
         canvas.write(left, y, item.mark, color=item.color)
-    canvas.write(left + side, y, percent(item.probability, 0), color=MUTED, align="right")
+    canvas.write(left + side, y, probability_percent(item.probability, 0), color=MUTED, align="right")
     for line in caption.predicted:
         canvas.write(x, y, line, color=item.color)
         y += LINE

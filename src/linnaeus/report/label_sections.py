@@ -14,7 +14,7 @@ from linnaeus.report.page_sections import PREDICTIONS, IntervalBar
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.label_predictions import LabelPredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import typeset_percent
+from linnaeus.text import probability_percent, typeset_percent
 
 TOGETHER = 24  # labels in the matrix; of more, the most frequent
 
@@ -120,7 +120,7 @@ def _shown(run: RunContents, images: Thumbnails, row: LabelPredictionRow, label:
         row.sample,
         images.image(images.find(row.sample), LARGE),
         run.names[label],
-        typeset_percent(float(row.probabilities[label]), 1),
+        probability_percent(float(row.probabilities[label]), typeset=True),
         ", ".join(map(run.name_of, row.true)) or "none",
         ", ".join(map(run.name_of, row.predicted)) or "none",
     )

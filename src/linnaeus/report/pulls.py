@@ -10,17 +10,17 @@ from linnaeus.explain.pulls import Pull, Pulls
 from linnaeus.explain.saliency import Explanation
 from linnaeus.files import csv_file
 from linnaeus.report.explanation import Examples
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 
 COLUMNS = ("pull", "first_order", "probability_without")
 
 
 def pulling_images(explanation: Explanation, pulls: Pulls) -> list[Examples]:
     """The images that pull towards the explained class, and those that pull away from it."""
-    here = percent(explanation.probability)
+    here = probability_percent(explanation.probability)
 
     def examples(direction: str, images: list[Pull]) -> Examples:
-        note = f"log-odds; {here}, and {percent(images[0].probability)} without the first" if images else ""
+        note = f"log-odds; {here}, and {probability_percent(images[0].probability)} without the first" if images else ""
         shown = [pull.shown for pull in images]
         title = f"training images that pull {direction} {explanation.name}"
         return Examples(title, note, shown, [f"{pull.pull:+.2f}" for pull in images])

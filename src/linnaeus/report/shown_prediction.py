@@ -8,7 +8,7 @@ from linnaeus.metrics.selective import is_unsure
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import typeset_percent
+from linnaeus.text import probability_percent
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def shown_prediction(
         heat_map=images.heat_map(i) if heat_map else None,
         predicted=run.name_of(row.predicted),
         true=run.name_of(row.true),
-        probability=typeset_percent(row.probability, 1),
-        probability_of_true=typeset_percent(row.probability_of_true, 1),
+        probability=probability_percent(row.probability, typeset=True),
+        probability_of_true=probability_percent(row.probability_of_true, typeset=True),
         correct=row.correct,
         unsure=is_unsure(row.probability, run.threshold),
     )

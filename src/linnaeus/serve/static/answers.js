@@ -1,5 +1,5 @@
 // Display of one answer. All text is inserted as text: nothing from a server or a file is ever parsed as HTML.
-import { percent, t } from "./i18n.js";
+import { probabilityPercent, t } from "./i18n.js";
 
 const THUMBNAIL = 448; // pixels of the short side: twice the displayed size, for high-density screens
 const SHOWN = 5; // classes of an answer
@@ -80,7 +80,7 @@ function content(item, actions) {
     ? [createElement("b", {}, answerText(item.answer)), null]
     : unsure || unknown
     ? [createElement("b", {}, t(unknown ? "unknown" : "unsure")), createElement("span", { class: "muted" }, t("unsure_of", { name: top[0].name }))]
-    : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, percent(top[0].probability))];
+    : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, probabilityPercent(top[0].probability))];
   return [
     createElement("p", { class: "headline" }, headline[0], " ", headline[1]),
     createElement("ol", { class: labels ? "bars labels" : "bars" }, ...shownClasses(item.answer).map((entry) => bar(entry, labels?.includes(entry.class)))),
@@ -118,7 +118,7 @@ function labelMaps({ path, answer }) {
 function bar({ name, probability }, given = false) {
   const fill = createElement("i");
   fill.style.width = `${100 * probability}%`;
-  return createElement("li", { class: given ? "given" : null }, createElement("span", { class: "name" }, name), createElement("span", { class: "number" }, percent(probability)),
+  return createElement("li", { class: given ? "given" : null }, createElement("span", { class: "name" }, name), createElement("span", { class: "number" }, probabilityPercent(probability)),
     createElement("span", { class: "track", "aria-hidden": "true" }, fill));
 }
 

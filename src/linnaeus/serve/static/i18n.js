@@ -38,6 +38,8 @@ export function percent(p) {
   const text = p > 0 && p < 0.0005 ? `<${format.format(0.1)}` : p < 1 && p >= 0.9995 ? `>${format.format(99.9)}` : format.format(100 * p);
   return language === "zh" ? `${text}%` : `${text}\u202f%`;
 }
+// As text.py: the probability of a class is 0 or 1 only by rounding.
+export const probabilityPercent = (p) => percent(Math.min(Math.max(p, 1e-9), 1 - 1e-9));
 export const formatCount = (n) => new Intl.NumberFormat(tags[language]).format(n);
 export const formatBytes = (n) =>
   n < 1 << 20 ? `${formatCount(Math.ceil(n / 1024))} KiB` : `${formatCount(Math.round((10 * n) / (1 << 20)) / 10)} MiB`;

@@ -1,7 +1,7 @@
 // The page: collects images, requests predictions, and shows them with a description of the model.
 import { answerText, createElement, createThumbnail, drawItem } from "./answers.js";
 import { droppedFiles, exampleFiles, isReadable } from "./files.js";
-import { formatBytes, formatCount, otherLanguage, percent, setLanguage, t, translatePage } from "./i18n.js";
+import { formatBytes, formatCount, otherLanguage, percent, probabilityPercent, setLanguage, t, translatePage } from "./i18n.js";
 import { enqueue, handlers, retryNow } from "./queue.js";
 import { fetchModel, predict } from "./requests.js";
 import { copyText, download, fillTable, toCsv, toTsv } from "./table.js";
@@ -52,7 +52,7 @@ async function requestAnswer(item) {
     setState(item, answer.unknown || answer.unsure ? "unsure" : "answered");
     const [{ name, probability }] = answer.top;
     if (answer.labels) announce(t("announce_labels", { path: item.path, labels: answerText(answer) }));
-    else announce(t(answer.unknown ? "announce_unknown" : answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: percent(probability) }));
+    else announce(t(answer.unknown ? "announce_unknown" : answer.unsure ? "announce_unsure" : "announce", { path: item.path, name, probability: probabilityPercent(probability) }));
   } else {
     const reason = answer?.error ?? response.body.error ?? String(response.status);
     item.retryable = response.status >= 500 || response.status === 408;

@@ -1,6 +1,6 @@
 // All answers as a table: displayed, copied, or downloaded.
 import { answerText, createElement } from "./answers.js";
-import { percent, t } from "./i18n.js";
+import { probabilityPercent, t } from "./i18n.js";
 
 const TOP = 5;
 
@@ -16,8 +16,8 @@ export function fillTable(body, items) {
     if (item.answer.labels) return labelsRow(item);
     return createElement("tr", {}, createElement("th", { scope: "row" }, item.path),
       createElement("td", {}, item.answer.unknown || item.answer.unsure ? `${t(item.answer.unknown ? "unknown" : "unsure")} (${first.name})` : first.name),
-      createElement("td", { class: "number" }, percent(first.probability)),
-      createElement("td", { class: "second muted" }, second ? `${second.name} ${percent(second.probability)}` : ""));
+      createElement("td", { class: "number" }, probabilityPercent(first.probability)),
+      createElement("td", { class: "second muted" }, second ? `${second.name} ${probabilityPercent(second.probability)}` : ""));
   }));
 }
 
@@ -26,8 +26,8 @@ function labelsRow({ path, answer: { top, labels, ...more } }) {
   const last = top.filter((entry) => labels.includes(entry.class)).at(-1);
   const next = top.find((entry) => !labels.includes(entry.class));
   return createElement("tr", {}, createElement("th", { scope: "row" }, path), createElement("td", {}, answerText({ top, labels, ...more })),
-    createElement("td", { class: "number" }, last ? percent(last.probability) : ""),
-    createElement("td", { class: "second muted" }, next ? `${next.name} ${percent(next.probability)}` : ""));
+    createElement("td", { class: "number" }, last ? probabilityPercent(last.probability) : ""),
+    createElement("td", { class: "second muted" }, next ? `${next.name} ${probabilityPercent(next.probability)}` : ""));
 }
 
 // Header and rows with the columns of `linnaeus predict --format csv`.
