@@ -45,7 +45,26 @@ def test_thresholds_lie_between_two_scores():
 def test_few_images_accept_all_and_say_so(n: int):
     t = choose_thresholds(np.linspace(0.1, 0.2, n), np.linspace(0.9, 0.95, n))
     assert (t.accepted, t.few) == (n, True)
-    assert not choose_thresholds(np.arange(19.0), np.linspace(0.5, 0.9, 19)).few
+    assert not choose_thresholds(np.arange(19.0), None).few
+    assert choose_thresholds(np.arange(38.0), np.linspace(0.5, 0.9, 38)).few, "each of two scores may reject"
+    assert not choose_thresholds(np.arange(39.0), np.linspace(0.5, 0.9, 39)).few
+
+
+@pytest.mark.parametrize("n", [2, 24, 60])
+def test_the_assured_share_of_new_images_is_accepted(n: int):
+    """Two independent scores: a new image of the same kind may be beyond either."""
+    generator = np.random.default_rng(2)
+    held = 0
+    for _ in range(300):
+        distance, probability = generator.random(n + 500), generator.random(n + 500)
+        t = choose_thresholds(distance[:n], probability[:n])
+        held += (~t.unknown(distance[n:], probability[n:])).mean() >= t.assured
+    assert held / 300 >= 0.95
+    assert 0 < t.assured < t.accepted / n
+
+
+def test_the_assured_share_with_one_score_is_that_of_the_beta_distribution():
+    assert choose_thresholds(np.arange(24.0), None).assured == pytest.approx(0.025 ** (1 / 24))
 
 
 def test_without_a_distance_only_the_probability_counts():

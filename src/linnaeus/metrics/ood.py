@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import betaincinv, ndtri
 
 ACCEPTED = 0.95
 """Share of known images that the thresholds accept."""
@@ -48,8 +48,23 @@ class Thresholds:
 
     @property
     def few(self) -> bool:
-        """Whether there are too few images for the target: even with all of them accepted, a share is not assured."""
-        return math.ceil((self.n + 1) * self.target) > self.n
+        """Whether there are too few images for the target: a new image may be beyond each score that chose them."""
+        return math.ceil((self.n + 1) * self.target - 1e-9) + self._scores - 1 > self.n
+
+    @property
+    def assured(self) -> float:
+        """Share of new images of the same kind that is accepted at least, with a confidence of 97.5 %.
+
+        With one score it is a quantile of the Beta distribution of the coverage (Vovk 2012, Conditional validity of
+        inductive conformal predictors, proposition 2a). A second score may reject as if one image fewer was accepted.
+        """
+        inside = self.accepted - (self._scores - 1)
+        return float(betaincinv(inside, self.n + 1 - inside, 0.025)) if inside > 0 else 0.0
+
+    @property
+    def _scores(self) -> int:
+        """Number of scores that can reject an image."""
+        return max(1, (self.distance is not None) + (self.probability > 0))
 
     def unknown(self, distance: np.ndarray | None, probability: np.ndarray) -> np.ndarray:
         """(n,) bool. `distance` (n,), None without one; `probability` (n,) of the most likely class."""

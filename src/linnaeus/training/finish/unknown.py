@@ -139,7 +139,8 @@ class Recognition:
         text = f"{far}below {percent(limits.probability, exact=True)}: {limits.accepted} of {limits.n} validation "
         text += "images are accepted"
         if limits.few:
-            text += f" (too few to guarantee {percent(limits.target, 0)})"
+            target, assured = percent(limits.target, 0), percent(limits.assured, 0)
+            text += f" (too few to guarantee {target} of new images; {assured} are sure)"
         if self.left_out is not None:
             areas = self.left_out.combined
             interval, turns = fraction_range(*mean_interval(areas)), f"{len(areas)} of {self.classes} classes in turn"
