@@ -61,6 +61,18 @@ def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed()
     assert f"{percent(mean, 2)} on average, and up to {percent(p95, 2)} in 95 of 100 samples" in text_of(usual, 8)
 
 
+def test_a_calibration_error_that_does_not_improve_is_explained():
+    explained = []
+    for seed in range(12):
+        evaluation = FinalEvaluation({"valid": outputs(24, 3, seed=seed, skill=1.5)}, 1)
+        quality = evaluation.assessments["valid"].calibration
+        line = next(line for line in evaluation.lines() if line.startswith("certainty temperature"))
+        explained.append("fitted to the log loss" in line)
+        assert explained[-1] == (quality.after["ece"] >= quality.before["ece"])
+    assert True in explained
+    assert False in explained
+
+
 def test_the_epochs_behind_a_threshold_are_stated():
     """A threshold that passed the test says so; without a record of the epochs it is called an estimate."""
     out = outputs(400, 8, skill=20.0)

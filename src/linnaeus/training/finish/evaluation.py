@@ -149,6 +149,9 @@ class FinalEvaluation:
         chance = self.assessments[split].metrics.ece_by_chance[0]
         before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
         change = f"{before} before, {after} after, {percent(chance)} expected by chance"
+        if quality.after["ece"] >= quality.before["ece"]:  # the fit is by the log loss, which need not agree
+            loss = f"{quality.before['loss']:.3f} before, {quality.after['loss']:.3f} after"
+            change += f"; the temperature is fitted to the log loss: {loss}"
         failure = calibration_failure(quality.temperature)
         return [
             *leak_lines(self.without_leaks, self.seen),
