@@ -681,7 +681,7 @@ def test_finish_writes_a_run_that_the_commands_on_the_page_work_with(
     monkeypatch.setattr("linnaeus.serve.server.serve", lambda service, *others: served.append(service))
     monkeypatch.setattr("linnaeus.label.server.serve", lambda server, listener, *others: served.append(server))
     commands = [shlex.split(command) for command in shown]
-    assert [command[1] for command in commands] == ["evaluate", "serve", "predict", "label"]
+    assert [command[1] for command in commands] == ["serve", "predict", "label"]
     for command in commands:
         place = ("--port", "0") if command[1] in ("serve", "label") else ()
         said = say(*command[1:], *place)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from labelling import Page, opened, photos
+
+from linnaeus.console import Console
 
 
 def source_of(page: Page) -> list[dict[str, str]]:
@@ -65,7 +68,7 @@ def test_too_few_labels_are_reported_and_nothing_is_started(tmp_path: Path):
 TRAIN = """#!/bin/sh
 shift 2
 test "$1" = train && test -s "$2" && test "$3" = --out || exit 3
-echo "epoch 1"
+for epoch in 9 8 7 6 5 4 3 2 1; do echo "epoch $epoch"; done
 test -e "$2.fails" && echo "error: no space left" && exit 1
 mkdir -p "$4"
 """
@@ -74,7 +77,7 @@ mkdir -p "$4"
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 def test_finish_trains_on_the_labels_and_says_what_comes_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: bool
 ):
     """`train` is replaced: its runs have tests of their own."""
     program = tmp_path / "python"
@@ -82,6 +85,7 @@ def test_finish_trains_on_the_labels_and_says_what_comes_next(
     program.chmod(0o755)
     monkeypatch.setattr("linnaeus.label.finish.sys.executable", str(program))
     with opened(photos(tmp_path / "photos")) as page:
+        page.server.session.console = Console(stream=sys.stderr)
         page.settle()
         for image in range(0, 48, 3):
             page.put_json("/api/answer", images=[image], label=page.truth(image))
@@ -92,10 +96,17 @@ def test_finish_trains_on_the_labels_and_says_what_comes_next(
         run = Path(page.put_json("/api/finish")["run"])
         page.server.finish.wait()
         state = page.get_json("/api/state")["finish"]
-        assert state["lines"][:2] == ["left out, with a single image each: rare", "epoch 1"]
+        left_out = "left out, with a single image each: rare; to keep a class, label a second image of it"
+        assert state["lines"][0] == left_out, "a long log does not scroll it away"
+        assert "epoch 1" in state["lines"]
         assert state["error"] == ("error: no space left" if fails else "")
         assert run.is_dir() is not fails
         assert (f"linnaeus serve {run}" in state["commands"]) is not fails
+        assert not any("train.csv" in command for command in state["commands"])
+        if not fails:
+            assert left_out in capsys.readouterr().err
+            page.server.finish.say_next()
+            assert left_out in capsys.readouterr().err, "said again when the server ends"
 
 
 def test_without_images_to_review_the_review_is_not_printed(tmp_path: Path):

@@ -35,6 +35,8 @@ class Finish:
     error: str = ""
     lines: list[str] = field(default_factory=list)
     """The last lines of its output."""
+    left_out: list[str] = field(default_factory=list)
+    """A line on the classes that the run does not have, if there are any."""
     _process: subprocess.Popen[str] | None = None
     _reader: threading.Thread | None = None
     _mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -51,7 +53,7 @@ class Finish:
             source = self.write_source()
             run = numbered(self.runs / "label")
             run.rmdir()  # `train` creates it; the number is free
-            self.run, self.error, self.lines = run, "", self._left_out()
+            self.run, self.error, self.lines, self.left_out = run, "", [], self._left_out()
             # A process of its own, so that training does not block the page.
             self._process = subprocess.Popen(
                 self._training(source, run),
@@ -95,8 +97,7 @@ class Finish:
         run = shlex.quote(str(path))
         session = self.session
         folder = shlex.quote(str(session.store.folder))
-        source = shlex.quote(str(self._source))
-        commands = [f"linnaeus evaluate {run} {source}", f"linnaeus serve {run}", f"linnaeus predict {run} {folder}"]
+        commands = [f"linnaeus serve {run}", f"linnaeus predict {run} {folder}"]
         # A model reviews only images that it was not trained on.
         rest = any(
             i not in session.features.unreadable and path not in session.labels for path, i in session.position.items()
@@ -108,7 +109,7 @@ class Finish:
             "running": self.running,
             "run": None if self.run is None else str(self.run),
             "error": self.error,
-            "lines": self.lines[-LINES:],
+            "lines": [*self.left_out, *self.lines[-LINES:]],  # the log must not scroll it out of sight
             "commands": self.commands(),
         }
 
@@ -124,8 +125,18 @@ class Finish:
             self.error = self.lines[-1] if self.lines else f"train ended with status {process.returncode}"
             console.warn(f"training has failed: {self.error}")
         elif self.run is not None:
-            for command in self._commands(self.run):
-                console.say(f"next      {command}")
+            self._say_next(self.run)
+
+    def say_next(self) -> None:
+        """Print what the run lacks and what to do with it, once it is complete."""
+        if self.commands() and self.run is not None:
+            self._say_next(self.run)
+
+    def _say_next(self, run: Path) -> None:
+        for line in self.left_out:
+            self.session.console.warn(line)
+        for command in self._commands(run):
+            self.session.console.say(f"next      {command}")
 
     @property
     def _source(self) -> Path:
@@ -140,7 +151,9 @@ class Finish:
 
     def _left_out(self) -> list[str]:
         others = sorted(self._classes(self.session.labels)[1])
-        return [f"left out, with a single image each: {', '.join(others)}"] if others else []
+        if not others:
+            return []
+        return [f"left out, with a single image each: {', '.join(others)}; to keep a class, label a second image of it"]
 
     def write_source(self) -> Path:
         """Write the labels as a source for `train`, with split and groups of near duplicates. Returns the file.

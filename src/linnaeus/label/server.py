@@ -33,5 +33,4 @@ def serve(label: LabelServer, listener: socket.socket, token: str | None, consol
     server.serve_until_stopped()
     session = label.session
     console.say(f"labels    {session.store.csv} ({counted(len(session.labels), 'image')})")
-    for command in label.finish.commands():
-        console.say(f"next      {command}")
+    label.finish.say_next()
