@@ -32,6 +32,13 @@ def test_env_describes_versions_devices_cache_and_variables(say, monkeypatch: py
     assert any(line.split() == ["LINNAEUS_OFFLINE", "1"] for line in lines)
 
 
+def test_env_names_imported_weights_of_libraries(say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    file = tmp_path / "vit.safetensors"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr("linnaeus.models.weights.store.stored_backbones", lambda: {"timm/vit": file})
+    assert "timm/vit" in json.loads(say("env", "--json").out)["weights"]
+
+
 def test_packages_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(system, "PACKAGES", ("no-such-package",))
     assert system.installation()["packages"] == {"no-such-package": "not installed"}

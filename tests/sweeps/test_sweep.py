@@ -346,5 +346,7 @@ def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):
         {"phase.1.lr": 0.9, "data.size": 0.1},
         slices,
     )
+    assert many.limits[1] == 100.0, "no accuracy is above 100 %"
+    assert one.limits[1] > 0.5
     sweep_plot(many, tmp_path / "many.png")
     assert Image.open(tmp_path / "many.png").size == Image.open(tmp_path / "one.png").size

@@ -34,7 +34,7 @@ COMPLETE = "_LINNAEUS_COMPLETE"
 def env(as_json: bool) -> None:
     """Describe this installation, for bug reports.
 
-    Prints the versions, devices, cache, downloaded weights, and the environment variables that affect Linnaeus.
+    Prints the versions, devices, cache, weights on this machine, and the environment variables that affect Linnaeus.
     """
     described = installation() | devices_and_files()
     if as_json:
@@ -73,7 +73,7 @@ def devices_and_files() -> dict[str, Any]:
 
     from linnaeus.cache import default_cache
     from linnaeus.device import available_cores, free_memory
-    from linnaeus.models.weights.store import local_weights
+    from linnaeus.models.weights.store import weights_at_hand
 
     cache = default_cache()
     devices = [f"cpu ({available_cores()} cores, {torch.backends.cpu.get_cpu_capability()})"]
@@ -86,7 +86,7 @@ def devices_and_files() -> dict[str, Any]:
         "devices": devices,
         "free memory": f"{free_memory(torch.device('cpu')) / 1e9:.1f} GB",
         "cache": f"{cache.root} ({used / 1e9:.2f} GB)",
-        "weights": local_weights() or ["none downloaded (linnaeus weights list shows those there are)"],
+        "weights": weights_at_hand() or ["none downloaded (linnaeus weights list shows those there are)"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,9 @@ class SweepImage:
         worst = max(float(values.min()), best - 4 * (best - float(np.median(values))))
         low, high = sorted((sign * worst, sign * best))
         room = max(high - low, 0.02 if self.measure == "loss" else 2.0)
-        return low - 0.12 * room, high + 0.12 * room
+        # No accuracy is above 100 %; markers there are not clipped.
+        most = math.inf if self.measure == "loss" else 100.0
+        return low - 0.12 * room, min(high + 0.12 * room, most)
 
 
 def sweep_plot(sweep: SweepImage, path: str | os.PathLike[str]) -> str:

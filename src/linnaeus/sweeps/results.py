@@ -114,8 +114,7 @@ class SweepFolder:
         failed = sum(t.state == "failed" for t in trials)
         return SweepImage(
             title=f"{base.name}: {len(trials)} trials",
-            says=f"best {_result(best, base.best).replace('%', ' %')}, trial {best.number}"
-            + (f"  ·  {failed} failed" if failed else ""),
+            says=f"best {_result(best, base.best)}, trial {best.number}" + (f"  ·  {failed} failed" if failed else ""),
             measure=METRICS[base.best],
             numbers=[t.number for t in shown],
             values=[float(t.value) for t in shown if t.value is not None],
