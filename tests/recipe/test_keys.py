@@ -29,6 +29,18 @@ def test_a_key_of_a_phase_stands_for_every_phase_that_uses_it(tmp_path: Path):
         load_recipe(recipe, {"lr": [1, 2, 3]})
 
 
+@pytest.mark.parametrize("key", ["lr", "batch", "optimizer", "schedule.warmup"])
+def test_a_key_that_a_solved_head_would_ignore_is_refused(key: str):
+    """Every value would give the same model, and a sweep would select the best of equals."""
+    with pytest.raises(UserError, match=rf"--set phase.1.{key}: recipe photos solves the head, which needs no "):
+        load_recipe("photos", {f"phase.1.{key}": 0.5})
+
+
+def test_a_key_may_be_set_together_with_the_head_that_uses_it():
+    assert load_recipe("photos", {"phase.1.head": "train", "phase.1.lr": 0.5, "phase.1.epochs": 2}).phase[0].lr == 0.5
+    assert load_recipe("photos", {"phase.1.lr": 0.5, "phase.1.head": "auto"}).phase[0].head == "auto", "a sweep over it"
+
+
 def test_the_size_of_images_keeps_the_proportion_of_what_they_are_resized_to(tmp_path: Path):
     data = load_recipe(written(tmp_path, "epochs = 1\nlr = 0.1"), {"size": 56}).data
     assert (data.resize, data.size) == (64, 56)

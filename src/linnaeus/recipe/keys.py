@@ -14,8 +14,9 @@ from linnaeus.recipe.tables import Augment, Head, Model, Schedule
 
 AMBIGUOUS = {"head": "phase.1.head or model.head", "train": "phase.1.train or data.train"}
 """Keys of a phase that are also keys of another table."""
-NOT_SOLVED = ("epochs", "lr")
-"""Keys that a phase with `head = "auto"` does not use."""
+OPTIMIZER = ("lr", "lr_decay", "optimizer", "momentum", "nesterov", "betas", "weight_decay", "decay_norms", "schedule")
+"""Keys of a phase that a solved head does not use. A file may hold them: a run writes all keys to its recipe."""
+NOT_SOLVED = ("epochs", *OPTIMIZER)
 LISTED = ("batch", "epochs", "lr")
 """Keys that may be a list, with one value per phase."""
 
@@ -133,7 +134,7 @@ def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], k
     # A solved head uses no learning rate, so values are meant for the other phases.
     chosen = [i for i, head in heads.items() if key not in NOT_SOLVED or head != "auto"]
     if not chosen:
-        raise UserError(f"--set {key}: {origin} solves the head, which needs no {key}; choose another --recipe")
+        raise UserError(_unused(key, origin, key))
     # Lists such as `train` are one value; for other keys a list holds one value per phase.
     if not (isinstance(value, list) and key in LISTED):
         value = [value] * len(chosen)
@@ -143,6 +144,23 @@ def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], k
         )
     for i, item in zip(chosen, value, strict=True):
         yield f"phase.{i}.{key}", item
+
+
+def refuse_unused(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any]) -> None:
+    """Raise UserError where an override names a key that its phase does not use: every value would do the same.
+
+    Where `head` of that phase is set too, as by a sweep over it, the key may be meant for its other value.
+    """
+    for key in overrides:
+        match = re.fullmatch(r"phase\.([1-9]\d*)\.(\w+)(\..+)?", key)
+        if not match or match[2] not in (*OPTIMIZER, "batch") or f"phase.{match[1]}.head" in overrides:
+            continue
+        if raw["phase"][int(match[1]) - 1].get("head") == "auto":
+            raise UserError(_unused(key, origin, match[2]))
+
+
+def _unused(key: str, origin: str, last: str) -> str:
+    return f"--set {key}: {origin} solves the head, which needs no {last}; choose another --recipe"
 
 
 def _resized(raw: Mapping[str, Any], size: Any) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from linnaeus.errors import UserError, did_you_mean, visible
-from linnaeus.recipe.keys import expand
+from linnaeus.recipe.keys import expand, refuse_unused
 from linnaeus.recipe.mistakes import explain
 from linnaeus.recipe.spec import Recipe
 
@@ -77,6 +77,7 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
     """Validate a parsed recipe with overrides, as `keys.expand` reads them, and the epochs of each phase."""
     for key, value in expand(raw, origin, overrides):
         _set(raw, key, value)
+    refuse_unused(raw, origin, overrides)
     if epochs is not None:
         phases = raw.get("phase") or []
         if not (isinstance(phases, list) and all(isinstance(phase, dict) for phase in phases)):
