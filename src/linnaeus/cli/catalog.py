@@ -43,8 +43,9 @@ def models(name: str | None, size: int, classes: int | None, channels: int | Non
     from linnaeus.models.layers import COSTS, layer_table, render, summary, totals
 
     if name is None:
-        given = {"--size": size, "--classes": classes, "--channels": channels, "--set": settings}
-        for option in (option for option, value in given.items() if value):
+        values = {"--size": size, "--classes": classes, "--channels": channels, "--set": settings}
+        option = next((option for option, value in values.items() if value), None)
+        if option is not None:
             raise UserError(f"{option}: is for one network; name it, as in linnaeus models resnet18 {option} ...")
         echo(summary())
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,11 @@ from linnaeus.cli.options import (
     chosen_model,
     code_option,
     device_option,
+    hidden,
     load_model,
     make_console,
     model_name,
+    together,
     use_option,
     verbosity,
 )
@@ -27,12 +30,41 @@ from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import REPORT
 from linnaeus.runs.parsing import recorded_source
+from linnaeus.serve.limits import MIB, Limits
 
 if TYPE_CHECKING:
-    from linnaeus.serve.limits import Limits
     from linnaeus.serve.service import Service
 
-MIB = 1 << 20
+LIMITS = "linnaeus.limits"
+"""Key of the limits in click's `Context.meta`."""
+limit = partial(hidden, LIMITS, show_default=True)
+limit_options = together(
+    limit("--max-mb", default=32, type=click.IntRange(1, 1024), metavar="N", help="Maximum request size in MiB."),
+    limit(
+        "--max-images",
+        "--max-pictures",  # the former name
+        default=32,
+        type=click.IntRange(1, 1000),
+        metavar="N",
+        help="Maximum number of images per request.",
+    ),
+    limit(
+        "--max-megapixels",
+        type=Finite(0, min_open=True),
+        metavar="X",
+        help="Maximum image size in megapixels.  [default: 80, or 178 for JPEG]",
+    ),
+    limit("--queue", default=256, type=click.IntRange(1), metavar="N", help="Maximum number of images in progress."),
+    limit("--batch", default=16, type=click.IntRange(1, 1024), metavar="N", help="Maximum batch size of the network."),
+    limit(
+        "--body-seconds",
+        default=30.0,
+        type=Finite(0.1),
+        metavar="X",
+        help="Time limit for receiving a request body, in seconds.",
+    ),
+)
+"""Adds the limits to a command, which gets them from `_limits`."""
 
 
 @click.command(cls=ModelCommand)
@@ -49,53 +81,7 @@ MIB = 1 << 20
     help="Origin whose pages may use the API, such as https://example.com; * for any. Repeatable.",
 )
 @click.option("--like", metavar="SOURCE|none", help="Training images to compare with.  [default: those of the run]")
-@click.option(
-    "--max-mb",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Maximum request size in MiB.",
-)
-@click.option(
-    "--max-images",
-    "--max-pictures",  # the former name
-    default=32,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Maximum number of images per request.",
-)
-@click.option(
-    "--max-megapixels",
-    type=Finite(0, min_open=True),
-    metavar="X",
-    help="Maximum image size in megapixels.  [default: 80, or 178 for JPEG]",
-)
-@click.option(
-    "--queue",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Maximum number of images in progress.",
-)
-@click.option(
-    "--batch",
-    default=16,
-    show_default=True,
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Maximum batch size of the network.",
-)
-@click.option(
-    "--body-seconds",
-    default=30.0,
-    show_default=True,
-    type=Finite(0.1),
-    metavar="X",
-    help="Time limit for receiving a request body, in seconds.",
-)
+@limit_options
 @code_option
 @use_option
 @device_option
@@ -107,12 +93,6 @@ def serve(
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     like: str | None,
-    max_mb: int,
-    max_images: int,
-    max_megapixels: float | None,
-    queue: int,
-    batch: int,
-    body_seconds: float,
     code: str | None,
     use: str | None,
     device: str,
@@ -124,7 +104,8 @@ def serve(
     exits.
     """
     place = address()
-    _check_options(model, device, place.token, max_images, queue, origins)
+    _check_options(model, device, place.token, origins)
+    limits = _limits()
     early.check_examples(examples)
     try:
         from linnaeus.serve.access import is_loopback
@@ -136,7 +117,6 @@ def serve(
     console = make_console(sys.stderr)
     if place.token is None and not is_loopback(place.host):
         console.warn(f"--host {place.host}: anyone who can reach this machine can use the model; --token prevents that")
-    limits = _limits(max_mb, max_images, max_megapixels, queue, batch, body_seconds)
     service = _load_service(model, device, code, use, limits, console)
     # On this machine only, the Host header is checked: pages of other sites could reach the server by DNS rebinding.
     allowed = frozenset(map(str.lower, hosts)) if hosts or is_loopback(place.host) else None
@@ -147,36 +127,31 @@ def serve(
     run_server(service, settings, place.host, place.port, console, _training_source(folder, like))
 
 
-def _check_options(
-    model: str, device: str, token: str | None, max_images: int, queue: int, origins: tuple[str, ...]
-) -> None:
-    """Raise UserError for a token that a header cannot carry, a queue that a single request would overfill, and for
-    origins that no browser sends."""
+def _check_options(model: str, device: str, token: str | None, origins: tuple[str, ...]) -> None:
+    """Raise UserError for a missing device or model, a token that no header can carry, and origins no browser sends."""
     early.check_device(device)
     early.check_model(model)
     early.check_token(token)
-    if max_images > queue:
-        raise UserError(f"--max-images {max_images}: exceeds --queue {queue}, so a full request could never be served")
     for origin in origins:
         if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+/?", origin, re.IGNORECASE) is None:
             raise UserError(f"--allow-origin {origin}: must have the form https://example.com, without a path")
 
 
-def _limits(
-    max_mb: int, max_images: int, max_megapixels: float | None, queue: int, batch: int, body_seconds: float
-) -> Limits:
-    """The limits of the server from the options."""
-    from linnaeus.serve.limits import Limits
-
+def _limits() -> Limits:
+    """The limits of the running command. Raises UserError for a queue that a single request would overfill."""
+    options = click.get_current_context().meta[LIMITS]
+    images, queue, megapixels = options["max_images"], options["queue"], options["max_megapixels"]
+    if images > queue:
+        raise UserError(f"--max-images {images}: exceeds --queue {queue}, so a full request could never be served")
     return Limits(
-        request_bytes=max_mb * MIB,
-        images=max_images,
-        pixels=None if max_megapixels is None else int(max_megapixels * 1e6),
+        request_bytes=options["max_mb"] * MIB,
+        images=images,
+        pixels=None if megapixels is None else int(megapixels * 1e6),
         queue=queue,
-        explanations=max(Limits.explanations, max_images),
-        total_bytes=max(256, 4 * max_mb) * MIB,
-        batch=batch,
-        body_seconds=body_seconds,
+        explanations=max(Limits.explanations, images),
+        total_bytes=max(256, 4 * options["max_mb"]) * MIB,
+        batch=options["batch"],
+        body_seconds=options["body_seconds"],
     )
 
 
