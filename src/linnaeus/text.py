@@ -1,8 +1,11 @@
-"""Plain text: aligned columns, terminal widths, percentages, cells of CSV files."""
+"""Text: aligned columns, terminal widths, percentages, cells of CSV files, and the templates of pages."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import functools
+import hashlib
 import html
 import io
 import math
@@ -10,7 +13,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import jinja2
 
 ROUNDING = 1e-12
 """Shares this close to 0 or 1 are 0 or 1, apart from the rounding of sums."""
@@ -142,6 +149,31 @@ def _is_formula(text: str) -> bool:
 def code_html(text: str) -> str:
     """HTML of a message: what stands between backticks becomes code, everything is escaped."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+@functools.cache
+def page_templates(folder: Path) -> jinja2.Environment:
+    """The templates of pages in a folder: values are escaped, and one that is missing is an error.
+
+    The filter `code` shows what stands between backticks in a message as code.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["code"] = lambda text: Markup(code_html(text))
+    return environment
+
+
+def policy_source(text: str) -> str:
+    """The source of a Content-Security-Policy that allows this script or style alone, such as 'sha256-…'."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from linnaeus.check.data_check import DataCheck
@@ -17,7 +18,7 @@ from linnaeus.data.class_names import printable
 from linnaeus.data.images.decode import UnreadableError, decode
 from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.files import write_text
-from linnaeus.text import code_html
+from linnaeus.text import page_templates
 from linnaeus.theme import style_sheet
 
 SIDE = 176  # long side of a thumbnail, in pixels
@@ -67,15 +68,10 @@ class Section:
 
 def write_gallery(result: DataCheck, path: Path) -> None:
     """Write the page. Raises UserError or JobError if the file cannot be written."""
-    import jinja2
-
-    template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = lambda text: jinja2.utils.markupsafe.Markup(code_html(text))
-    table = result.table
+    table, template = result.table, page_templates(Path(__file__).parent).get_template("gallery.html")
     splits = ", ".join(f"{n} {split or 'not split yet'}" for split, n in table.sizes().items())
-    page = environment.from_string(template).render(
-        theme=jinja2.utils.markupsafe.Markup(style_sheet()),
+    page = template.render(
+        theme=Markup(style_sheet()),
         source=printable(table.source),
         summary=f"{counted(len(table), 'image')} of {len(table.classes)} classes: {splits}.",
         notes=result.notes,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from linnaeus.check.class_findings import FEW_IN_ALL
 from linnaeus.console import counted
@@ -25,7 +25,7 @@ from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
-from linnaeus.text import code_html, typeset_percent
+from linnaeus.text import page_templates, policy_source, typeset_percent
 from linnaeus.theme import style_sheet
 
 HERE = Path(__file__).parent
@@ -53,25 +53,11 @@ def write_report(
 
 def render(run: RunContents, images: Thumbnails) -> str:
     """The page as text that can be encoded as UTF-8, also if names of classes or files cannot."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["code"] = lambda text: jinja2.utils.markupsafe.Markup(code_html(text))
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    # The page forbids all scripts except the one with this hash.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template("page.html.j2").render(
-        script_hash=f"sha256-{digest}",
-        script=jinja2.utils.markupsafe.Markup(script),
-        theme=jinja2.utils.markupsafe.Markup(style_sheet()),
-        **_values(run, images),
-    )
+    template = page_templates(HERE).get_template("page.html.j2")
+    # The page forbids all scripts except its own.
+    fixed = {"script": script, "script_source": policy_source(script), "theme": style_sheet()}
+    text = template.render(**{name: Markup(part) for name, part in fixed.items()}, **_values(run, images))
     return printable(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import json
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.data.class_names import printable
+from linnaeus.text import page_templates, policy_source
 from linnaeus.theme import style_sheet
 
 FOLDER = Path(__file__).parent / "static"
@@ -39,25 +39,12 @@ def translations() -> dict[str, dict[str, str]]:
     return json.loads((FOLDER / "translations.json").read_text(encoding="utf-8"))
 
 
-@functools.cache
-def _environment() -> Any:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-
-
 def render_page(language: str, name: str, policy: str | None = None) -> str:
     """The page in a language; `name` is that of the model. All translations are embedded for the language switch.
 
     `policy`: the Content-Security-Policy of a page that works without a server, in any folder; None for the server's.
     """
-    template = _environment().get_template("page.html.j2")
+    template = page_templates(FOLDER).get_template("page.html.j2")
     texts, server = translations(), policy is None
     values = {"server": server, "base": "/" if server else "./", "policy": policy, "name": name}
     return printable(template.render(language=language, texts=texts[language], translations=texts, **values))
@@ -65,7 +52,7 @@ def render_page(language: str, name: str, policy: str | None = None) -> str:
 
 def render_docs(api: dict[str, Any], origin: str) -> str:
     """The OpenAPI description as a static HTML page. `origin`: http://host of this server."""
-    template = _environment().get_template("docs.html.j2")
+    template = page_templates(FOLDER).get_template("docs.html.j2")
     return printable(template.render(api=api, schemas=api["components"]["schemas"], origin=origin))
 
 
@@ -84,8 +71,7 @@ def report_policy(report: str) -> str:
     server.
     """
     scripts = re.findall(r"<script>(.*?)</script>", report, re.DOTALL)
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
+    allowed = " ".join(map(policy_source, scripts)) or "'none'"
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'; sandbox allow-scripts"
