@@ -61,7 +61,7 @@ def test_overall_metrics_equal_those_of_scikit_learn(case: dict[str, Any]):
     binary = {"labels": every} if k > 2 else {}
     scores = p if k > 2 else p[:, 1]
     assert found["brier"].value == pytest.approx(metrics.brier_score_loss(y, scores, **binary), abs=TIGHT)
-    if k > 5:  # scikit-learn breaks ties for the later class, predictions for the earlier: its mirror image
+    if k > 10:  # scikit-learn breaks ties for the later class, predictions for the earlier: its mirror image
         expected = metrics.top_k_accuracy_score(k - 1 - y, out.logits[:, ::-1], k=5, labels=every)
         assert found["top5"].value == pytest.approx(expected, abs=TIGHT)
     else:

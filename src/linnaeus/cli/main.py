@@ -172,8 +172,9 @@ def train(
 
 
 def _print_run(run: Run, console: Console) -> None:
-    """Print the best epoch of a run and the files to look at. Exits with status 130 if Ctrl-C ended the run."""
-    console.say(f"best      phase {run.best.phase}, epoch {run.best.epoch}, by {run.best.by} on validation")
+    """Print what chose the model and the files to look at. Exits with status 130 if Ctrl-C ended the run."""
+    if run.selection is not None and (run.selection.by_validation or run.selection.solved):
+        console.say(f"{run.selection.title.split()[0].lower():9} {run.selection}")
     console.say(f"time      {duration(run.seconds['total'])}")
     for name in ("model.safetensors", "curves.png", "predictions.png", "confusion.png", "report.html"):
         if (run.path / name).exists():

@@ -12,6 +12,7 @@ from typing import Any
 from linnaeus._version import __version__
 from linnaeus.inference.classifier import Classifier
 from linnaeus.metrics.intervals import wilson
+from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.text import percent
 
 CARD = "MODEL_CARD.md"
@@ -75,6 +76,7 @@ def _values(classifier: Classifier) -> dict[str, Any]:
         "about": about,
         "preprocessing": preprocessing,
         "calibration": classifier.calibration,
+        "selection": _selection(classifier),
         "measured": [
             (split, about.metrics[split]) for split in ("valid", "test") if "accuracy" in about.metrics.get(split, {})
         ],
@@ -89,6 +91,15 @@ def _values(classifier: Classifier) -> dict[str, Any]:
         "classes": names[:MAX_CLASSES],
         "unlisted": max(0, len(names) - MAX_CLASSES),
     }
+
+
+def _selection(classifier: Classifier) -> ModelSelection:
+    """What chose the model: the header does not name the best epoch, but says from how many validation chose."""
+    recipe, calibration = classifier.about.recipe, classifier.calibration
+    epochs = None if calibration is None else calibration.rule.candidates
+    if epochs is None:
+        epochs = sum(1 if p.get("head") == "auto" else p.get("epochs", 1) for p in recipe.get("phase", [{}]))
+    return ModelSelection.of(recipe, {}, epochs)
 
 
 def _yaml_text(value: object) -> str:

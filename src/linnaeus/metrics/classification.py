@@ -3,7 +3,8 @@
 Definitions, which are scikit-learn's where it has one:
 
 accuracy                share of images whose predicted class is the label
-top-5                   share of images whose label is among the five most likely classes; None with 5 classes or fewer
+top-5                   share of images whose label is among the five most likely classes; None with ten classes or
+                        fewer, of which five are half or more
 precision, recall, F1   of a class; None where undefined: without predictions of the class (precision), without images
                         of it (recall), or without either (F1). Macro averages are over the classes that occur; an
                         undefined precision counts as 0 (scikit-learn: `labels=` the occurring classes,
@@ -39,6 +40,9 @@ from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import Estimate, proportion_interval
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
+
+FEW_CLASSES = 10
+"""Up to this many classes, the top-5 accuracy is left out: it says little where five classes are half of all."""
 
 CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 
@@ -84,7 +88,7 @@ def figures(outputs: Outputs) -> Figures:
         correct=int(correct.sum()),
         accuracy=float(correct.mean()),
         accuracy_ci95=proportion_interval(correct, outputs.groups),
-        top5=float(outputs.in_top(5).mean()) if classes > 5 else None,
+        top5=float(outputs.in_top(5).mean()) if classes > FEW_CLASSES else None,
         balanced_accuracy=balanced_accuracy(confusion_matrix(outputs.labels, outputs.predicted, classes)),
         loss=float(outputs.losses.mean()),
         groups=outputs.group_count,
@@ -211,7 +215,7 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     correct, groups = outputs.correct, outputs.groups
     overall = {
         "accuracy": Estimate.proportion(correct, groups),
-        "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > 5 else Estimate(None),
+        "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > FEW_CLASSES else Estimate(None),
         "balanced_accuracy": drawn.estimate("balanced_accuracy"),
         "macro_precision": drawn.estimate("macro_precision"),
         "macro_recall": drawn.estimate("balanced_accuracy"),

@@ -124,11 +124,16 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     notes = []
     if run.metrics.get("interrupted"):
         notes.append("The run was stopped before its end. This is the best model up to that point.")
+    selection = run.selection
     if run.metrics.get("selected_on") == "test":
-        notes.append("The best model was selected on the test images, so the test figures are optimistic.")
+        chosen = "best model was" if selection.by_validation else "temperature and the thresholds were"
+        notes.append(f"The {chosen} selected on the test images, so the test figures are optimistic.")
     # A test split that selected the model has a note of its own, above.
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
-        notes.append("There is no test split: the figures are for the images that selected the best epoch.")
+        role = f"the images that selected the {selection.title.lower()}."
+        if not selection.by_validation:
+            role = f"validation images. {selection.sentence}."
+        notes.append(f"There is no test split: the figures are for {role}")
     figures = run.metrics[run.split]
     if figures["n"] < FEW_IN_ALL:
         low, high = (100 * end for end in figures.get("map_ci95" if run.several else "accuracy_ci95") or (0, 0))

@@ -188,10 +188,9 @@ def times(run: RunContents) -> dict[str, Any]:
 
 def facts(run: RunContents) -> list[tuple[str, str]]:
     """Data, network, hardware and time of the run: ten facts, which fill two or five columns."""
-    model, best = run.model, run.metrics.get("best") or {}
+    model, selection = run.model, run.selection
     p = model.preprocessing
     source = run.metrics.get("source") or {}
-    by = (label_text.LABELS if run.several else evaluation_text.LABELS).get(str(best.get("by")), best.get("by"))
     after = duration(float((run.metrics.get("seconds") or {}).get("total", 0))).replace(" ", "\u00a0")
     rows: Sequence[tuple[str, object]] = [
         ("Source", source.get("path") or model.data.get("kind")),
@@ -201,7 +200,7 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
         ("Network", model.arch["name"]),
         ("Weights", (model.recipe.get("model") or {}).get("weights")),
         ("Preprocessing", f"{p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}"),
-        ("Best epoch", f"phase {best['phase']}, epoch {best['epoch']}, by {by}" if best else None),
+        (selection.title, str(selection) if run.metrics.get("best") else None),
         ("Hardware", _hardware(run)),
         ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {after}"),
     ]

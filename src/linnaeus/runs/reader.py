@@ -20,6 +20,7 @@ from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
 from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
@@ -95,6 +96,11 @@ class RunContents:
     def split(self) -> str:
         """The split whose figures are reported first: test if there is one."""
         return "test" if "test" in self.measured else "valid"
+
+    @property
+    def selection(self) -> ModelSelection:
+        """What chose the model."""
+        return ModelSelection.of(self.model.recipe, self.metrics.get("best") or {}, len(self.history))
 
     @property
     def threshold(self) -> float:

@@ -193,10 +193,9 @@ class Phases:
             if not self.model_is_written:
                 self._write_model()
         accuracy = "" if epoch.train_accuracy is None else f" accuracy {percent(epoch.train_accuracy, 2):>8}"
+        count = f"epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  lr {epoch.lr:.2e}"
         self.console.say(
-            f"  epoch {epoch.epoch:>{len(str(phase.epochs))}}/{phase.epochs}  "
-            f"{'solved' if phase.head == 'auto' else f'lr {epoch.lr:.2e}'}"
-            f"  train loss {epoch.train_loss:.4f}{accuracy}"
+            f"  {'solved' if phase.head == 'auto' else count}  train loss {epoch.train_loss:.4f}{accuracy}"
             f"  valid loss {valid.loss:.4f} {brief(valid)}{' *' if is_best else '  '}  "
             f"{duration(epoch.seconds)}"
         )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from linnaeus.errors import UserError
 from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
 from linnaeus.runs.history import Row
+from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
 from linnaeus.runs.tracking import Tracking
 from linnaeus.training.best import Best
@@ -117,6 +118,11 @@ class RunRecorder(Recorder):
             self.folder.require()
             self.digest = write_model(self.folder.model, best.state, about)
 
+    def selection(self, phase: int, epoch: int) -> ModelSelection:
+        """What chose the model of an epoch, in words."""
+        best = {"by": self.recipe.best, "phase": phase, "epoch": epoch}
+        return ModelSelection.of(self.recipe.model_dump(mode="json"), best, len(self.rows))
+
     def saved_model(self) -> str:
         path = self.folder.model
         try:
@@ -125,7 +131,7 @@ class RunRecorder(Recorder):
             return "there is no model yet"
         # The file itself is asked, since the last attempt to replace it may have failed.
         row = next((row for row in self.rows if row.valid_loss == figures["loss"]), None)
-        epoch = "an earlier epoch" if row is None else f"phase {row.phase}, epoch {row.epoch}"
+        epoch = "an earlier epoch" if row is None else self.selection(row.phase, row.epoch).place
         return f"the best model so far ({epoch}) is in {path}"
 
     def model_file(self, metrics: dict[str, Any]) -> ModelFile:

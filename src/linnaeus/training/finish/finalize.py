@@ -14,10 +14,11 @@ from linnaeus.distributed.engine import hardware
 from linnaeus.errors import JobError
 from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
-from linnaeus.modelfile.safetensors import ModelFile, read_model, versions, write_model
+from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.runs.label_predictions import write_label_predictions
 from linnaeus.runs.layout import PREDICTIONS
+from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
 from linnaeus.text import html_table, percent
@@ -43,7 +44,7 @@ class Run:
     path: Path
     """The run folder."""
     best: Best
-    """The best epoch: the metric that chose it, its phase and number."""
+    """The best epoch: the metric that chose it, its phase and number. A solved head is the only epoch of its phase."""
     figures: dict[str, Headline]
     """By split: `valid`, and `test` if the source has one."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -52,6 +53,8 @@ class Run:
     """Whether the run was stopped before its end."""
     trust: list[str] = field(default_factory=list)
     """Lines for the terminal: metrics without leaked images, calibration, and when the model abstains."""
+    selection: ModelSelection | None = None
+    """What chose the model, in words; None before the training ended."""
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -61,7 +64,9 @@ class Run:
             split: read_headline(metrics[split]) for split in ("valid", "test") if split in metrics
         }
         best = Best(metrics["best"]["by"], figures["valid"], metrics["best"]["phase"], metrics["best"]["epoch"])
-        return cls(path, best, figures, metrics["seconds"], metrics["interrupted"])
+        recipe = read_header(path / MODEL).recipe
+        selection = ModelSelection.of(recipe, metrics["best"], int(metrics.get("epochs", 1)))
+        return cls(path, best, figures, metrics["seconds"], metrics["interrupted"], selection=selection)
 
     def load(self) -> Classifier:
         """The model of the run, for prediction."""
@@ -75,8 +80,8 @@ class Run:
         return f"Run({str(self.path)!r}{results}{', interrupted' if self.interrupted else ''})"
 
     def _repr_html_(self) -> str:
-        chosen = (f"by {self.best.by}", f"phase {self.best.phase}, epoch {self.best.epoch}")
-        return html_table(f"run {self.path}", [*self._results(), chosen])
+        chosen = [] if self.selection is None else [(self.selection.title.lower(), str(self.selection))]
+        return html_table(f"run {self.path}", [*self._results(), *chosen])
 
     def _results(self) -> list[tuple[str, str]]:
         """(split, "93.41 % of 91 images") of every split."""
@@ -84,7 +89,7 @@ class Run:
 
     @property
     def valid(self) -> Headline:
-        """The validation metrics, which chose the best epoch."""
+        """The validation metrics, which chose the best epoch if there are several."""
         return self.figures["valid"]
 
     @property
@@ -125,6 +130,7 @@ def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
         dict(ending.timings),
         ending.interrupted,
         evaluation.lines(),
+        recorder.selection(ending.best.phase, ending.best.epoch),
     )
 
 

@@ -1,0 +1,63 @@
+"""What chose the model of a run: validation among several epochs, or held-out training images for a solved head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = {"balanced_accuracy": "balanced accuracy", "loss": "log loss", "map": "mAP"}
+"""Recipe name of a metric -> its name in a sentence, where they differ."""
+
+
+@dataclass(frozen=True)
+class ModelSelection:
+    """What chose the model of a run, in words for terminal, report and model card."""
+
+    by: str
+    """The validation metric that selects among epochs: `accuracy`, `balanced_accuracy`, `loss` or `map`."""
+    phase: int
+    """Phase of the kept model, from 1."""
+    epoch: int
+    """From 1, inside the phase."""
+    epochs: int
+    """Number of models that were compared on validation: the epochs, and 1 for each solved head."""
+    solved: bool
+    """Whether the phase of the kept model solved its head (`head = "auto"`)."""
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any], best: Mapping[str, Any], epochs: int) -> ModelSelection:
+        """From a resolved recipe, `best` of metrics.json (may be empty), and the number of rows of history.csv."""
+        phase, phases = int(best.get("phase", 1)), recipe.get("phase") or [{}]
+        solved = phase <= len(phases) and phases[phase - 1].get("head") == "auto"
+        return cls(str(best.get("by", "accuracy")), phase, int(best.get("epoch", 1)), epochs, solved)
+
+    @property
+    def by_validation(self) -> bool:
+        """Whether validation images chose the model, which makes its figures on them slightly optimistic."""
+        return self.epochs > 1
+
+    @property
+    def place(self) -> str:
+        """The phase, and the epoch if the phase has epochs."""
+        return f"phase {self.phase}, " + ("the solved head" if self.solved else f"epoch {self.epoch}")
+
+    @property
+    def title(self) -> str:
+        """What `str(self)` describes, in a word or two."""
+        if self.solved:
+            return "Best model" if self.by_validation else "Head"
+        return "Best epoch" if self.by_validation else "Epoch"
+
+    def __str__(self) -> str:
+        if self.by_validation:
+            return f"{self.place}, by {METRICS.get(self.by, self.by)} on validation"
+        return "solved in one step; held-out training images chose its penalty" if self.solved else "the only one"
+
+    @property
+    def sentence(self) -> str:
+        """The role of the validation images."""
+        if self.by_validation:
+            return f"The {self.title.lower()} was selected on validation images"
+        chosen = "Held-out training images chose the penalty of the head" if self.solved else "There was only one epoch"
+        return f"{chosen}; validation images chose only the temperature and the thresholds"
