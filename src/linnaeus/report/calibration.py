@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT, new_figure, style_axes
+from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT, muted, new_figure, style_axes
 from linnaeus.report.fonts import families_for
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.text import typeset_percent
@@ -56,7 +56,7 @@ def reliability(diagram: dict[str, list[dict[str, Any]]], words: Words = OF_IMAG
     _percent_axes(below, f"{words.unit} per bin, at most {most:,}")
     below.yaxis.set_major_locator(NullLocator())
     below.set(ylim=(0, most * 1.05), xticks=TICKS)
-    below.set_xlabel(words.probability, size=TEXT, color=MUTED, **FONTS.style)
+    below.set_xlabel(words.probability, **muted(FONTS))
     for row in after:
         bar = below.bar(row["from"], row["n"], row["to"] - row["from"], align="edge", color=PALE_BLUE, edgecolor=PAGE)
         tag(bar[0], "bar", f"{row['n']:,} {words.unit}")
@@ -114,7 +114,7 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
     # Room for the upper interval and the limit; on a scale to 100 % both lines would lie on the axis.
     top = min(1.0, max(max(risk) * 1.35, allowed * 1.6, 0.02))
     axes.set(xlim=(0, 1), ylim=(0, top), xticks=TICKS)
-    axes.set_xlabel("share answered", size=TEXT, color=MUTED, **FONTS.style)
+    axes.set_xlabel("share answered", **muted(FONTS))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: typeset_percent(v, 0 if top >= 0.05 else 1, exact=True)))
     low, high = ([row["risk_ci95"][side] for row in rows] for side in (0, 1))
@@ -128,11 +128,9 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
         (4, 0),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        color=MUTED,
-        size=TEXT,
         va="center",
         annotation_clip=False,
-        **FONTS.style,
+        **muted(FONTS),
     )
     about = f"If every image is answered, {typeset_percent(risk[-1], 1)} of the answers are wrong. "
     if point is None:
@@ -168,4 +166,4 @@ def _percent_axes(axes: Axes, title: str) -> None:
     style_axes(axes, FONTS)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda v, _: typeset_percent(v, exact=True)))
-    axes.set_title(title, loc="left", pad=6, size=TEXT, color=MUTED, **FONTS.style)
+    axes.set_title(title, loc="left", pad=6, **muted(FONTS))

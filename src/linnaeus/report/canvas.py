@@ -6,17 +6,21 @@ Nothing here uses pyplot or changes matplotlib's settings, so figures can be dra
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
@@ -42,11 +46,24 @@ def new_figure(width: float, height: float, margin: float = 0.15) -> Figure:
     return figure
 
 
-def write_title(figure: Figure, title: str, fonts: Fonts) -> None:
-    """A title above all axes, shortened to the width of the figure."""
-    width = figure.get_figwidth()
+def muted(fonts: Fonts, size: float = TEXT) -> dict[str, Any]:
+    """Properties of a text beside what is drawn: a label of an axis, a note."""
+    return {"size": size, "color": MUTED, **fonts.style}
+
+
+def write_title(figure: Figure, title: str, fonts: Fonts, subtitle: str = "") -> None:
+    """A title above all axes, shortened to the width of the figure, and a line below it."""
+    width, height = figure.get_figwidth(), figure.get_figheight()
     text = shorten(title, fonts, TITLE, width - 0.6)
     figure.suptitle(text, x=0.2 / width, ha="left", size=TITLE, color=INK, **fonts.style)
+    if subtitle:
+        figure.text(0.2 / width, 1 - 0.5 / height, fonts.text(subtitle), **muted(fonts))
+
+
+def write_panel_title(axes: Axes, title: str, note: str, fonts: Fonts, pad: float = 10) -> None:
+    """The title of one panel of a figure, and a note at its right end; `pad` points above the panel."""
+    axes.set_title(title, loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style)
+    axes.set_title(note, loc="right", pad=pad, **muted(fonts))
 
 
 def style_axes(axes: Axes, fonts: Fonts) -> None:
@@ -57,6 +74,25 @@ def style_axes(axes: Axes, fonts: Fonts) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=FAINT, linewidth=0.8, linestyle="-")
     axes.tick_params(which="both", length=0, labelsize=TEXT, labelcolor=MUTED, labelfontfamily=fonts.families, pad=5)
+
+
+def number_ticks(axis: Axis, unit: str = "") -> None:
+    """About five ticks at round numbers, each with its unit."""
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 9):g}{unit}".replace("-", "−")))
+
+
+def log_ticks(axis: Axis, count: int, marks: Sequence[float] = (1.0,)) -> None:
+    """At most `count` labelled ticks at the `marks` times powers of ten, on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(10, subs=marks, numticks=count))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw_ring(axes: Axes, x: float, y: float) -> Artist:
+    """A ring around the point of a line that was chosen."""
+    style: dict[str, Any] = {"markersize": 8.5, "markerfacecolor": PAGE, "markeredgecolor": BLUE, "markeredgewidth": 2}
+    return axes.plot(x, y, "o", clip_on=False, zorder=5, **style)[0]
 
 
 class Canvas:

@@ -17,15 +17,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from linnaeus.report.canvas import (
     BLUE,
     GROUND,
-    INK,
     MUTED,
     ORANGE,
-    PAGE,
     TEXT,
+    draw_ring,
+    muted,
     new_figure,
+    number_ticks,
     save_figure,
     shorten,
     style_axes,
+    write_panel_title,
     write_title,
 )
 from linnaeus.report.fonts import Fonts, families_for
@@ -81,10 +83,7 @@ def curves(history: Sequence[Row], path: str | os.PathLike[str], *, best: int | 
             note = draw_curve(axes, history, quantity, best, fonts)
             # Names of phases stand above the panel, below the title.
             pad = 22 if len({row.phase for row in history}) > 1 else 10
-            axes.set_title(
-                TITLES[quantity], loc="left", pad=pad, size=TEXT + 1.5, color=INK, weight="bold", **fonts.style
-            )
-            axes.set_title(note, loc="right", pad=pad, size=TEXT, color=MUTED, **fonts.style)
+            write_panel_title(axes, TITLES[quantity], note, fonts, pad)
     save_figure(figure, path)
     return fonts.missing
 
@@ -116,32 +115,19 @@ def draw_curve(axes: Axes, history: Sequence[Row], quantity: Quantity, best: int
     axes.set_xlim(0.5, len(history) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}" if 1 <= v <= len(history) else ""))
-    axes.set_xlabel("epoch", size=TEXT, color=MUTED, **fonts.style)
+    axes.set_xlabel("epoch", **muted(fonts))
     if known.size:
         _scale(axes, quantity, float(known.min()), float(known.max()), logarithmic)
     else:
         axes.set_ylim(0, 1)
-        axes.text(
-            0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=MUTED, size=TEXT, **fonts.style
-        )
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", **muted(fonts))
     _draw_phases(axes, [row.phase for row in history], fonts)
     for series in SERIES:
         _draw_line(axes, series, values[series.split], quantity)
     _label_ends(axes, values, fonts)
     notes = ["log scale"] if logarithmic else []
     if best is not None and math.isfinite(value := values["valid"][best]):
-        (ring,) = axes.plot(
-            best + 1,
-            value,
-            "o",
-            markersize=8.5,
-            markerfacecolor=PAGE,
-            markeredgecolor=BLUE,
-            markeredgewidth=2,
-            clip_on=False,
-            zorder=5,
-        )
-        tag(ring, "best", "the best epoch, whose weights were kept")
+        tag(draw_ring(axes, best + 1, value), "best", "the best epoch, whose weights were kept")
         notes.append(f"best epoch {best + 1}: {_format(value, quantity)} on validation")
     return "  ·  ".join(notes)
 
@@ -168,18 +154,17 @@ def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:
 
 def _scale(axes: Axes, quantity: Quantity, low: float, high: float, logarithmic: bool) -> None:
     """Limits a little outside the values, and ticks at round numbers."""
-    unit = "" if quantity == "loss" else " %"
     if logarithmic:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # a single epoch or a flat line has no range of its own
         bottom, top = low - margin, high + margin
         axes.set_ylim((bottom, top) if quantity == "loss" else (max(bottom, 0.0), min(top, 101.5)))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}".replace("-", "−")))
+    number_ticks(axes.yaxis, "" if quantity == "loss" else " %")
+    if logarithmic:
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_phases(axes: Axes, phases: list[int], fonts: Fonts) -> None:
@@ -195,16 +180,7 @@ def _draw_phases(axes: Axes, phases: list[int], fonts: Fonts) -> None:
         room = PANEL * count / len(phases) - 0.08
         labels = (f"phase {phase}", str(phase), "")
         label = next(label for label in labels if shorten(label, fonts, TEXT, room) == label)
-        axes.text(
-            start + count / 2,
-            1.02,
-            label,
-            transform=axes.get_xaxis_transform(),
-            size=TEXT,
-            color=MUTED,
-            ha="center",
-            **fonts.style,
-        )
+        axes.text(start + count / 2, 1.02, label, transform=axes.get_xaxis_transform(), ha="center", **muted(fonts))
         start += count
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from linnaeus.report.canvas import BLUE, INK, MUTED, PAGE, TEXT, new_figure, save_figure, style_axes
+from linnaeus.report.canvas import (
+    BLUE,
+    draw_ring,
+    log_ticks,
+    muted,
+    new_figure,
+    number_ticks,
+    save_figure,
+    style_axes,
+    write_panel_title,
+)
 from linnaeus.report.curves import HEIGHT, WIDTH, Chart
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.svg import tag, to_svg
@@ -27,9 +36,7 @@ def penalty_curves(trials: Sequence[Trial], path: str | os.PathLike[str]) -> Non
     known = _quantities(trials)
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(known))), known, strict=True):
         note = _draw(axes, trials, quantity, fonts)
-        style = {"pad": 10, **fonts.style}
-        axes.set_title(TITLES[quantity], loc="left", size=TEXT + 1.5, color=INK, weight="bold", **style)
-        axes.set_title(note, loc="right", size=TEXT, color=MUTED, **style)
+        write_panel_title(axes, TITLES[quantity], note, fonts)
     save_figure(figure, path)
 
 
@@ -59,13 +66,10 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     axes.set_xscale("log")
     # Half a step on both sides keeps the outer dots off the edge.
     axes.set_xlim(x[0] / 2, x[-1] * 2)
-    axes.xaxis.set_major_locator(LogLocator(10, numticks=8))
+    log_ticks(axes.xaxis, 8)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.set_xlabel("penalty (weak to strong)", size=TEXT, color=MUTED, **fonts.style)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    unit = " %" if quantity == "accuracy" else ""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}"))
+    axes.set_xlabel("penalty (weak to strong)", **muted(fonts))
+    number_ticks(axes.yaxis, " %" if quantity == "accuracy" else "")
     # Equal values have no range, and an axis needs one.
     margin = 0.08 * (shown.max() - shown.min()) or 0.1 * abs(shown.max()) or 1.0
     top = min(shown.max() + margin, 101.5) if quantity == "accuracy" else shown.max() + margin
@@ -75,7 +79,5 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     for at, value, text in zip(x, shown, texts, strict=True):
         (dot,) = axes.plot(at, value, "o", color=BLUE, markersize=4.2, markeredgewidth=0, clip_on=False)
         tag(dot, "dot valid", f"penalty {at:g}: {quantity} {text} on held-out images")
-    ring: dict[str, Any] = {"markersize": 8.5, "markerfacecolor": PAGE, "markeredgecolor": BLUE, "markeredgewidth": 2}
-    (mark,) = axes.plot(x[chosen], shown[chosen], "o", clip_on=False, zorder=5, **ring)
-    tag(mark, "best", "the penalty that was chosen, by the lowest loss")
+    tag(draw_ring(axes, x[chosen], shown[chosen]), "best", "the penalty that was chosen, by the lowest loss")
     return f"penalty {x[chosen]:g}: {texts[chosen]} held out"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from linnaeus.report.canvas import (
     BLUE,
@@ -20,7 +20,8 @@ from linnaeus.report.canvas import (
     ORANGE,
     PAGE,
     SMALL,
-    TEXT,
+    log_ticks,
+    muted,
     new_figure,
     save_figure,
     shorten,
@@ -55,12 +56,11 @@ def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path:
     ranked = sorted(backbones, key=lambda b: -b.accuracy)
     height = max(HEIGHT, ABOVE + ROW * len(ranked))
     figure = new_figure(WIDTH, height)
-    write_title(figure, title, fonts)
-    figure.text(0.2 / WIDTH, 1 - 0.5 / height, fonts.text(says), size=TEXT, color=MUTED, **fonts.style)
+    write_title(figure, title, fonts, says)
     grid = figure.add_gridspec(1, 2, width_ratios=(WIDTH - LIST, LIST))
     axes = figure.add_subplot(grid[0])
     style_axes(axes, fonts)
-    axes.set_title(KEY, loc="left", pad=18, size=SMALL, color=MUTED, **fonts.style)
+    axes.set_title(KEY, loc="left", pad=18, **muted(fonts, SMALL))
     _scale(axes, backbones, fonts)
     # The line of the front is a staircase: between two backbones only the faster one is available.
     front = sorted((b for b in backbones if b.on_front), key=lambda b: b.milliseconds)
@@ -85,10 +85,8 @@ def _scale(axes: Axes, backbones: Sequence[ProbedBackbone], fonts: Fonts) -> Non
     times = [b.milliseconds for b in backbones]
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 1.5, max(times) * 1.5)
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("milliseconds per image, the network alone", size=TEXT, color=MUTED, loc="left", **fonts.style)
+    log_ticks(axes.xaxis, 12, (1.0, 2.0, 5.0))
+    axes.set_xlabel("milliseconds per image, the network alone", loc="left", **muted(fonts))
     low, high = min(b.interval[0] for b in backbones), max(b.interval[1] for b in backbones)
     room = max(high - low, 0.01)
     axes.set_ylim(100 * (low - 0.08 * room), 100 * (high + 0.08 * room))

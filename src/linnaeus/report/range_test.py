@@ -7,7 +7,7 @@ import os
 import numpy as np
 from matplotlib.ticker import LogLocator
 
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, TEXT, new_figure, save_figure, style_axes, write_title
+from linnaeus.report.canvas import BLUE, MUTED, ORANGE, muted, new_figure, save_figure, style_axes, write_title
 from linnaeus.report.fonts import families_for
 
 
@@ -23,11 +23,11 @@ def ranges(
     axes = figure.subplots()
     style_axes(axes, fonts)
     write_title(figure, "Learning-rate range test", fonts)
-    axes.set_title(f"{chosen:.2g} is used: {why}", loc="left", pad=12, size=TEXT, color=MUTED, **fonts.style)
+    axes.set_title(f"{chosen:.2g} is used: {why}", loc="left", pad=12, **muted(fonts))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.set_xlabel("learning rate", size=TEXT, color=MUTED, **fonts.style)
-    axes.set_ylabel("loss", size=TEXT, color=MUTED, **fonts.style)
+    axes.set_xlabel("learning rate", **muted(fonts))
+    axes.set_ylabel("loss", **muted(fonts))
     lowest = int(smoothed.argmin())
     axes.plot(rates, losses, color=MUTED, linewidth=0, marker="o", markersize=2.5)
     axes.plot(rates, smoothed, color=BLUE, linewidth=1.8)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from linnaeus.report.canvas import (
     BLUE,
@@ -19,7 +19,10 @@ from linnaeus.report.canvas import (
     PAGE,
     SMALL,
     TEXT,
+    log_ticks,
+    muted,
     new_figure,
+    number_ticks,
     save_figure,
     shorten,
     style_axes,
@@ -91,10 +94,8 @@ def sweep_plot(sweep: SweepImage, path: str | os.PathLike[str]) -> str:
     texts = [sweep.title, *(s.key for s in sweep.slices), *(label for s in sweep.slices for label in s.labels)]
     fonts = families_for(texts)
     rows = 1 + -(-len(sweep.slices) // COLUMNS)
-    height = rows * ROW + 0.6
-    figure = new_figure(WIDTH, height)
-    write_title(figure, sweep.title, fonts)
-    figure.text(0.2 / WIDTH, 1 - 0.5 / height, fonts.text(sweep.says), size=TEXT, color=MUTED, **fonts.style)
+    figure = new_figure(WIDTH, rows * ROW + 0.6)
+    write_title(figure, sweep.title, fonts, sweep.says)
     grid = figure.add_gridspec(rows, COLUMNS)
     _draw_history(figure.add_subplot(grid[0, : COLUMNS - 1]), sweep, fonts)
     _draw_importances(figure.add_subplot(grid[0, COLUMNS - 1]), sweep, fonts)
@@ -114,9 +115,7 @@ def _prepare(axes: Axes, title: str, sweep: SweepImage, fonts: Fonts) -> None:
     title = shorten(title, fonts, TEXT, PANEL)
     axes.set_title(title, loc="left", pad=8, size=TEXT, color=INK, weight="bold", **fonts.style)
     axes.set_ylim(*sweep.limits)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    unit = "" if sweep.measure == "loss" else " %"
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 6):g}{unit}".replace("-", "−")))
+    number_ticks(axes.yaxis, "" if sweep.measure == "loss" else " %")
 
 
 def _draw_history(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
@@ -131,7 +130,7 @@ def _draw_history(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
     _draw_trials(axes, numbers, sweep)
     if not complete.all():
         key = "hollow: last value of a pruned trial   ·   triangle: off the scale   ·   line: best so far"
-        axes.set_xlabel(key, size=SMALL, color=MUTED, loc="left", **fonts.style)
+        axes.set_xlabel(key, loc="left", **muted(fonts, SMALL))
 
 
 def _draw_trials(axes: Axes, x: np.ndarray, sweep: SweepImage) -> None:
@@ -189,14 +188,11 @@ def _scale(axes: Axes, part: Slice, fonts: Fonts) -> None:
         ratio = high / low
         # 4 % of the range on both sides, by ratio on a logarithmic axis.
         axes.set_xlim(low / ratio**0.04, high * ratio**0.04)
-        axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if ratio > 30 else (1.0, 2.0, 5.0), numticks=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        log_ticks(axes.xaxis, 6, (1.0,) if ratio > 30 else (1.0, 2.0, 5.0))
     else:
         room = 0.04 * (high - low)
         axes.set_xlim(low - room, high + room)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{round(v, 9):g}".replace("-", "−")))
+        number_ticks(axes.xaxis)
 
 
 def _draw_importances(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
@@ -204,7 +200,7 @@ def _draw_importances(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
     axes.set_axis_off()
     axes.set_title("Importance of the keys", loc="left", pad=8, size=TEXT, color=INK, weight="bold", **fonts.style)
     if not sweep.importances:
-        axes.text(0, 0.9, "too few complete trials", size=TEXT, color=MUTED, **fonts.style)
+        axes.text(0, 0.9, "too few complete trials", **muted(fonts))
         return
     shown = sorted(sweep.importances.items(), key=lambda item: -item[1])[:IMPORTANCES]
     most = max(shown[0][1], 1e-9)
@@ -212,4 +208,4 @@ def _draw_importances(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
     for row, (key, share) in enumerate(shown):
         axes.text(0, row + 0.3, shorten(key, fonts, SMALL, PANEL), size=SMALL, color=INK, **fonts.style)
         axes.barh(row + 0.6, share, height=0.25, color=BLUE)
-        axes.text(share, row + 0.6, f" {typeset_percent(share)}", size=SMALL, color=MUTED, va="center", **fonts.style)
+        axes.text(share, row + 0.6, f" {typeset_percent(share)}", va="center", **muted(fonts, SMALL))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from linnaeus.metrics.ood import Thresholds, combined_scores
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, TEXT, new_figure, style_axes
+from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, muted, new_figure, style_axes
 from linnaeus.report.fonts import families_for
 from linnaeus.report.page_sections import IntervalBar
 from linnaeus.report.shown_prediction import shown_prediction
@@ -138,7 +138,7 @@ def score_histogram(values: np.ndarray, threshold: float, ends: tuple[float, flo
     axes.yaxis.set_minor_locator(FixedLocator([]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: typeset_percent(v) if percentages else f"{v:.3g}"))
-    axes.set_title("images (logarithmic scale)", loc="left", pad=6, size=TEXT, color=MUTED, **FONTS.style)
+    axes.set_title("images (logarithmic scale)", loc="left", pad=6, **muted(FONTS))
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             color = ORANGE if (low >= threshold) == above else BLUE
