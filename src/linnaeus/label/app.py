@@ -107,7 +107,7 @@ def _add_reading(app: FastAPI, server: LabelServer) -> None:
     def labelled(label: str, n: Annotated[int, Query(ge=1, le=200)] = 60) -> Response:
         """The images of a class that were labelled last."""
         rows = [(mark.record, path) for path, mark in session.labels.items() if mark.label == label]
-        positions = [session.position[path] for _, path in sorted(rows, reverse=True)[:n] if path in session.position]
+        positions = session.learner.positions(path for _, path in sorted(rows, reverse=True)[:n])
         return _json({"images": [card(server, i, "labelled") for i in positions]})
 
     @app.get("/api/skipped")

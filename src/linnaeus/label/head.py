@@ -78,15 +78,16 @@ class HeadSolver:
         y -= 1 / classes
         # Extending the inverse keeps its penalty, so after some growth the penalties beside it are tried.
         if self._system is not None and len(self._system) == same and n < AGAIN * self._inverted_at:
-            self._system.extend(x)
+            if same < n:
+                self._system.extend(x)
             weight, residuals = self._system.solve(x, y, groups)
         else:
             weight, residuals = self._search(x, y, groups)
         held_out = SCALE * (y - residuals)
         weight[-1] *= BIAS
         # A sample is enough for one parameter.
-        some = slice(None, None, -(-n // CALIBRATING))
-        temperature = fit_temperature(Outputs(labels[some], held_out[some]))
+        sample = slice(None, None, -(-n // CALIBRATING))
+        temperature = fit_temperature(Outputs(labels[sample], held_out[sample]))
         return Head(weight, PENALTIES[self._choice], temperature, held_out)
 
     def _search(self, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,10 +133,8 @@ class Dual:
         return cls(_inverse_factor(product, penalty), penalty)
 
     def extend(self, x: np.ndarray) -> None:
-        """Add the rows of x (n, width) that are new."""
+        """Add the rows of x (n, width) that are new, at least one."""
         m = len(self)
-        if m == len(x):
-            return
         new = x[m:].astype(np.float64)
         beside = (x[:m] @ x[m:].T).T @ self.inverse.T
         corner = _inverse_factor(new @ new.T - beside @ beside.T, self.penalty)
@@ -172,10 +171,8 @@ class Primal:
         return cls(inverse, np.einsum("ij,ij->i", x @ inverse.astype(np.float32), x))
 
     def extend(self, x: np.ndarray) -> None:
-        """Add the rows of x (n, width) that are new."""
+        """Add the rows of x (n, width) that are new, at least one."""
         m = len(self)
-        if m == len(x):
-            return
         new = x[m:]
         u = self.inverse @ new.T
         middle = np.linalg.inv(np.eye(len(new)) + new @ u)
@@ -197,16 +194,18 @@ class Primal:
 
 def _inverse(product: np.ndarray, penalty: float) -> np.ndarray:
     """The inverse of a positive definite matrix (m, m) + penalty, float64: float32 would add up errors."""
-    factor, _ = lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)
-    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    inverse, _ = lapack.dpotri(_factor(product, penalty), lower=1, overwrite_c=1)
     return np.tril(inverse) + np.tril(inverse, -1).T
 
 
 def _inverse_factor(product: np.ndarray, penalty: float) -> np.ndarray:
     """The inverse of the Cholesky factor of a positive definite matrix (m, m) + penalty, lower triangular float64."""
-    factor, _ = lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)
-    inverse, _ = lapack.dtrtri(factor, lower=1, overwrite_c=1)
+    inverse, _ = lapack.dtrtri(_factor(product, penalty), lower=1, overwrite_c=1)
     return np.tril(inverse)
+
+
+def _factor(product: np.ndarray, penalty: float) -> np.ndarray:
+    return lapack.dpotrf(product + penalty * np.eye(len(product)), lower=1, overwrite_a=1)[0]
 
 
 def _repeated(groups: np.ndarray) -> list[np.ndarray]:

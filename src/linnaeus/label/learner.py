@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -115,8 +115,7 @@ class LearnedHead:
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """(k,) images with features -> (k, classes) float64."""
-        parts = [self.head.probabilities(self.learner.vectors(part, self.mean)) for part in _chunks(rows)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)))
+        return in_parts(lambda part: self.head.probabilities(self.learner.vectors(part, self.mean)), rows, self.classes)
 
 
 @dataclass
@@ -141,12 +140,13 @@ class FinishedModel:
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """(k,) images with features -> (k, classes) float64."""
-        device, parts = self.features.backbone.device, []
-        with torch.inference_mode():
-            for part in _chunks(rows):
-                x = torch.from_numpy(self.features.values[part].astype(np.float32)).to(device)
-                parts.append(softmax(self.network.run(x, start="head").float().cpu().numpy() / self.temperature))
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)))
+
+        @torch.inference_mode()
+        def probabilities(part: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(self.features.values[part].astype(np.float32)).to(self.features.backbone.device)
+            return softmax(self.network.run(x, start="head").float().cpu().numpy() / self.temperature)
+
+        return in_parts(probabilities, rows, self.classes)
 
 
 @dataclass
@@ -247,10 +247,13 @@ class Learner:
         numbers = np.array([index[name] for _, name in pairs], np.int64)
         return Learned(None, rows, numbers, classes, groups, rows[~reserved])
 
+    def positions(self, paths: Iterable[str]) -> list[int]:
+        """The images at these paths that are in the folder: labels may be of others, which were removed."""
+        return [self.position[path] for path in paths if path in self.position]
+
     def with_features(self, labels: Mapping[str, Label]) -> int:
         """How many of the labelled images have features."""
-        rows = [self.position[path] for path in labels if path in self.position]
-        return int(self.features.ready[rows].sum())
+        return int(self.features.ready[self.positions(labels)].sum())
 
     def vectors(self, rows: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:
         """(k,) images with features -> (k, width) float32 of length 1, centered by `mean` (default: the current)."""
@@ -279,5 +282,7 @@ class Learner:
         return [self._group[i] for i in rows]
 
 
-def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
+def in_parts(probabilities: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(k, classes) float64: the probabilities of `rows` (k,), AT_ONCE of them at a time."""
+    parts = [probabilities(rows[start : start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE)]
+    return np.concatenate(parts) if parts else np.zeros((0, len(classes)))

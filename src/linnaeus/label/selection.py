@@ -125,9 +125,9 @@ class Selection:
     def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
         """The next n questions. None is a near duplicate of the one before, if there are others."""
         chosen: list[Question] = []
-        audit, position = self.learner.audit, self.learner.position
+        audit = self.learner.audit
         ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
-        labelled = {i for path in list(now.labels) if (i := position.get(path)) is not None}
+        labelled = self.learner.positions(now.labels)
         sample, unknown = audit.sample(now.labels, now.barred)
         for k in range(n):
             taken = {*now.barred, *(question.image for question in chosen)}

@@ -82,7 +82,7 @@ class Session:
     @property
     def skipped(self) -> set[int]:
         """Images about which a person could not tell."""
-        return {self.position[path] for path in list(self.store.journal.skipped) if path in self.position}
+        return set(self.learner.positions(list(self.store.journal.skipped)))
 
     @property
     def passed_over(self) -> set[int]:
@@ -127,7 +127,7 @@ class Session:
         """Take back record `number`. Returns the images whose labels have changed."""
         changed = self.store.undo(number)
         self._work.set()
-        return [self.position[path] for path in changed if path in self.position]
+        return self.learner.positions(changed)
 
     def add_class(self, name: str) -> tuple[str, int]:
         """Add a class that has no image yet. Returns its name and the number of the record."""
@@ -183,17 +183,14 @@ class Session:
     def alike(self, image: int, n: int) -> list[tuple[int, bool]]:
         """The n unlabelled images most similar to an image, each with whether it may be of the same kind."""
         self._path(image)
-        return most_alike(self.learner, image, {*self.features.unreadable, *self._labelled()}, n)
+        return most_alike(self.learner, image, {*self.features.unreadable, *self.learner.positions(self.labels)}, n)
 
     def propose_batch(self, at_least: float) -> dict[str, Any]:
         """The images that the head is sure of, as the page receives them."""
-        barred = {*self.passed_over, *self._labelled()}
-        accepted = {
-            self.position[path]
-            for path, label in self.labels.items()
-            if label.provenance == ACCEPTED and path in self.position
-        }
-        return self.batches.propose(self.features, self.view.learned, barred, at_least, accepted).to_dict()
+        barred = {*self.passed_over, *self.learner.positions(self.labels)}
+        accepted = [path for path, label in self.labels.items() if label.provenance == ACCEPTED]
+        of_head = set(self.learner.positions(accepted))
+        return self.batches.propose(self.features, self.view.learned, barred, at_least, of_head).to_dict()
 
     def suspects(self) -> list[Suspect]:
         """Labels that the held-out answer contradicts and that nobody has confirmed or changed since."""
@@ -233,7 +230,7 @@ class Session:
     def _update(self, labels: Mapping[str, Label]) -> None:
         learned = self.learner.learn(labels, self.passed_over)
         pool = self.view.pool.updated(self.learner, learned.taught)
-        groups = new_groups(self.learner, pool, learned, {self.position[p] for p in labels if p in self.position})
+        groups = new_groups(self.learner, pool, learned, set(self.learner.positions(labels)))
         suspects = learned.suspects()
         unlabelled = int(self.features.ready.sum()) - len(learned.rows)
         shares = pool.share_of_sure(learned, LEVELS)
@@ -241,9 +238,6 @@ class Session:
         self.view = View(learned, pool, tuple(groups), tuple(suspects), sure, self.view.version + 1)
         if learned.estimate is not None:
             self.course.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)
-
-    def _labelled(self) -> list[int]:
-        return [self.position[path] for path in self.labels if path in self.position]
 
     def places(self, images: Sequence[int], paths: Sequence[str] | None) -> list[int]:
         """Numbers of images named by number and path. The path decides: a restart may change the numbers."""
