@@ -283,7 +283,7 @@ def test_raw_pixels_have_a_check_of_their_own(tmp_path: Path, monkeypatch):
     photos = str(tmp_path / "photos")
     path, result = export_onnx(load(run, device="cpu"), "onnx", data=photos, agree=0.99, console=QUIET)
     assert path is None
-    assert "from raw pixels" in str(result.attempts[0].refused)
+    assert "at full size" in str(result.attempts[0].refused)
     assert result.attempts[0].prepared.largest < gate.SAME_PIXELS
 
 
@@ -293,9 +293,12 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     assert output.status == 0
     lines = output.out.splitlines()
     assert lines[-1] == str(out)
-    assert "15/15" in lines[1]
-    assert "written" in lines[1]
-    assert f"15 images, valid of {data}" in output.out
+    assert lines[0].endswith(f"on 15 images, valid of {data}")
+    (row,) = [line for line in lines if line.startswith("written")]
+    assert "15 of 15" in row
+    assert row.endswith("float32")
+    explained = [line.split("  ")[0] for line in lines[lines.index("", 2) :]]
+    assert {"same answer", "probabilities", "speed"} <= set(explained), "every column is explained"
     assert (
         say("predict", out, data / "valid" / "0").out
         == say("predict", run / "model.safetensors", data / "valid" / "0").out

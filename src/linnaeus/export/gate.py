@@ -87,9 +87,9 @@ def why_not_float(prepared: Comparison, raw: Comparison) -> str | None:
     if not prepared.largest <= SAME_PIXELS:
         return f"a probability differs by {prepared.largest:.2g} on the same pixels; {SAME_PIXELS:g} is allowed"
     if not raw.largest <= RAW_PIXELS:
-        return f"a probability differs by {raw.largest:.2g} from raw pixels; {RAW_PIXELS:g} is allowed"
+        return f"a probability differs by {raw.largest:.2g} at full size; {RAW_PIXELS:g} is allowed"
     if raw.clearly:
-        return f"{raw.clearly} of {raw.n} images clearly get another class from raw pixels; none is allowed"
+        return f"{raw.clearly} of {raw.n} images clearly get another class at full size; none is allowed"
     return None
 
 

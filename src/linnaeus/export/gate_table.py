@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
+from linnaeus.console import counted
 from linnaeus.export.gate import RAW_PIXELS, SAME_PIXELS, Comparison
 from linnaeus.export.onnx import Attempt, GateResult
 from linnaeus.text import align, percent
 
-HEADER = ("", "same class", "largest difference", "accuracy", "p", "raw: same class", "largest", "speed", "")
+HEADER = ("", "same answer", "accuracy", "probabilities", "variant")
+WRITTEN = ("written", "the variant that changes the fewest answers, and of equal ones the fastest")
+LEGEND = (
+    ("same answer", "images to which the export gives the same answer as the original"),
+    ("probabilities", "largest difference of a probability (0 to 1) between the two"),
+)
 
 
 def render(result: GateResult) -> str:
-    """One line per candidate, followed by the reasons for rejection, the images and the tolerances."""
+    """The images, one line per variant with its result, and the meaning of the columns."""
+    first, images = result.attempts[0].prepared, result.samples.images
+    original = f"{percent(first.original_accuracy, 2)} accuracy"
+    about = f"{counted(first.n, 'image')}, {images.split} of {result.samples.source}"
     rows = [HEADER, *(_row(attempt, i == result.chosen) for i, attempt in enumerate(result.attempts))]
-    lines = [*align(rows, "<>>>>>><<", indent=""), ""]
-    lines += [f"{attempt.scheme}: {attempt.refused}" for attempt in result.attempts if attempt.refused]
-    first = result.attempts[0].prepared
-    images = f"{first.n} images, {result.samples.images.split} of {result.samples.source}"
-    lines.append(f"{images}; accuracy of the original: {percent(first.original_accuracy, 2)}")
-    # int8 has a required agreement instead, which each row states.
-    if result.kind == "onnx":
-        lines.append(
-            f"allowed: the same class and {SAME_PIXELS:g} on the same pixels; {RAW_PIXELS:g} from raw pixels, which "
-            "the graph resizes itself"
-        )
-    lines += _draft_line(result)
-    return "\n".join(lines)
-
-
-def _draft_line(result: GateResult) -> list[str]:
-    """The effect of decoding large JPEGs at a fraction of their size, if raw images were compared."""
-    draft = result.reference.draft_effect
-    if draft is None:
-        return []
-    line = (
-        f"{draft.n} of {len(result.reference.raw_positions)} images are JPEGs that `linnaeus predict` decodes at a "
-        "fraction of their size"
+    choice = [WRITTEN] if len(result.attempts) > 1 and result.passed else []
+    notes = [*choice, *LEGEND, *_full_size(result), *_speed(result)]
+    return "\n".join(
+        [
+            f"compared with the original ({original}) on {about}",
+            "",
+            *align(rows, "<>>><", indent=""),
+            "",
+            *align(notes, "<<", indent=""),
+        ]
     )
-    if draft.n:
-        line += f"; this changes a probability by at most {draft.largest:.2g} and the class of {draft.differing}"
-    return [line]
 
 
 def _row(attempt: Attempt, chosen: bool) -> tuple[str, ...]:
-    prepared, raw = attempt.prepared, attempt.raw
-    speed = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in (attempt.speed or {}).items())
-    outcome = "written" if chosen else "refused" if attempt.refused else ""
-    measured = [
-        _agreement(prepared),
-        f"{prepared.largest:.1e}",
-        percent(prepared.accuracy, 2),
-        f"{prepared.paired.p:.2g}",
-    ]
-    measured_raw = ["", ""] if raw is None else [_agreement(raw), f"{raw.largest:.1e}"]
-    return (attempt.scheme, *measured, *measured_raw, speed, outcome)
+    prepared, reason = attempt.prepared, f": {attempt.refused}" if attempt.refused else ""
+    outcome = "written" if chosen else "rejected" if attempt.refused else "passed"
+    return outcome, *_agreement(prepared), f"{attempt.scheme}{reason}"
 
 
-def _agreement(comparison: Comparison) -> str:
-    return f"{comparison.n - comparison.differing}/{comparison.n}"
+def _agreement(comparison: Comparison) -> tuple[str, str, str]:
+    same = f"{comparison.n - comparison.differing} of {comparison.n}"
+    return same, percent(comparison.accuracy, 2), _difference(comparison.largest)
+
+
+def _difference(largest: float) -> str:
+    """With as many digits as the strictest limit has."""
+    return f"<{SAME_PIXELS:g}" if largest < SAME_PIXELS else f"{largest:.4f}"
+
+
+def _full_size(result: GateResult) -> list[tuple[str, str]]:
+    """How the variants do that resize the images themselves, and the effect of decoding JPEGs at reduced size."""
+    lines = []
+    for attempt in result.attempts:
+        if attempt.raw is not None:
+            same, accuracy, difference = _agreement(attempt.raw)
+            which = "" if len(result.attempts) == 1 else f"; {attempt.scheme}"
+            lines.append(
+                ("full size", f"{same}, {accuracy}, {difference} where the export resizes the images itself{which}")
+            )
+    draft = result.reference.draft_effect
+    if draft is not None and draft.n:
+        effect = f"changes a probability by at most {draft.largest:.2g} and the answer for {draft.differing}"
+        decoded = f"`linnaeus predict` decodes {counted(draft.n, 'large JPEG')} at a fraction of the size"
+        lines.append(("reduced", f"{decoded}: this {effect}"))
+    # int8 has a required agreement instead, which the reasons for rejection state.
+    if result.kind == "onnx":
+        limits = f"probabilities within {SAME_PIXELS:g}; at full size, within {RAW_PIXELS:g}"
+        lines.append(("required", f"the same answer for all images, {limits}"))
+    return lines
+
+
+def _speed(result: GateResult) -> list[tuple[str, str]]:
+    speed = {} if result.passed is None else result.passed.speed or {}
+    ratios = ", ".join(f"{ratio:.1f} times for {counted(int(size), 'image')} at once" for size, ratio in speed.items())
+    return [("speed", f"as a multiple of the original's on this machine: {ratios}")] if ratios else []

@@ -166,7 +166,7 @@ def _with_distance(
         reason = check.refused(kind, agree) or ""
         if not reason:
             console.say(
-                f"unknown   distances of {check.n} images within {check.largest:.2g}, {check.differing} verdicts differ"
+                f"unknown   {check.differing} of {check.n} images become known or unknown by the file's own distances"
             )
             return extended, check.to_dict()
     console.warn(f"the export recognizes unknown images by their probability alone, without the distance: {reason}")
@@ -208,7 +208,7 @@ def _try_int8(
         runner = open_runner(passing[i], classifier, "onnx-int8")
         raw = reference.compare_raw(runner)
         refused = why_not_int8(raw, agree)
-        attempts[i] = replace(attempts[i], raw=raw, refused=refused and f"from raw pixels it {refused}")
+        attempts[i] = replace(attempts[i], raw=raw, refused=refused and f"at full size it {refused}")
         if refused is None:
             attempts[i] = replace(attempts[i], speed=reference.speed(runner))
             chosen = i
