@@ -44,8 +44,9 @@ def leave_one_out(head: SolvedHead, features: Tensor) -> np.ndarray | None:
     rows = [torch.from_numpy(np.flatnonzero(head.image == j)) for j in range(int(head.image.max()) + 1)]
     parts = []
     for k, loss in enumerate(losses):
-        own = slice(k * joint, (k + 1) * joint)
-        part = _Part(x, head.problem.weights[:, 0], loss, curvature.errors[:, own], head.penalty * shrunk[own])
+        members = slice(k * joint, (k + 1) * joint)  # the classes of this part
+        errors, shrinkage = curvature.errors[:, members], head.penalty * shrunk[members]
+        part = _Part(x, head.problem.weights[:, 0], loss, errors, shrinkage)
         parts.append(part.changes(head.penalty, head.rows(features)[0], rows))
     return (head.logits(features) + torch.cat(parts, 1)).cpu().numpy()
 
@@ -66,17 +67,17 @@ class _Part:
     """(c, d): the gradient of the penalty."""
 
     def changes(self, penalty: float, row: Tensor, images: list[Tensor]) -> Tensor:
-        """(images, c): changes of the logits of an answer with features `row` (d,)."""
+        """(images, c): changes of the logits of an answer with features `row` (d,); `images`: the rows of each."""
         (c, d), factor = self.shrinkage.shape, self._factor(penalty)
         changes = []
-        for own in images:
-            x, w = self.x[own], self.weights[own]
-            gradient = (w[:, None] * self.errors[own]).T @ x + w.sum() * self.shrinkage
+        for rows in images:
+            x, w = self.x[rows], self.weights[rows]
+            gradient = (w[:, None] * self.errors[rows]).T @ x + w.sum() * self.shrinkage
             # (c * d, rows * c): the features of each row, for each class.
             columns = torch.einsum("ri,ab->airb", x, torch.eye(c, dtype=x.dtype, device=x.device)).reshape(c * d, -1)
             solved = torch.cholesky_solve(torch.cat([gradient.reshape(-1, 1), columns], 1), factor)
             first, moved = solved[:, :1], solved[:, 1:]
-            loss = torch.block_diag(*(w[:, None, None] * self.curvature[own]))
+            loss = torch.block_diag(*(w[:, None, None] * self.curvature[rows]))
             identity = torch.eye(len(loss), dtype=x.dtype, device=x.device)
             rest = torch.linalg.solve(identity - loss @ columns.T @ moved, loss @ columns.T @ first)
             changes.append((first + moved @ rest).view(c, d) @ row)

@@ -23,6 +23,8 @@ from linnaeus.models import Network
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples, decode_split
 
+AT_ONCE = 4096  # images whose features are read at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Neighbor:
@@ -90,7 +92,7 @@ def training_image(classifier: Classifier, table: Table, sample: int, rows: Rows
     known = dict(zip(classifier.classes, classifier.names, strict=True))
     display = dict(zip(table.classes, table.names, strict=True)) | known
     labels = table.labels_of(sample)
-    label, name = "|".join(labels), ", ".join(display[each] for each in labels) or "no label"
+    label, name = "|".join(labels), ", ".join(display[label] for label in labels) or "no label"
     pixels, shapes = rows.gather(np.array([at]))
     image = classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
     return Neighbor(table.sample_id(sample), label, name, float("nan"), image)
@@ -129,7 +131,7 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
         raise UserError(
             f"{source}: its features do not fit into the cache ({error}); raise LINNAEUS_CACHE_GB"
         ) from None
-    parts = _parts(len(samples))
+    parts = np.split(np.arange(len(samples)), range(AT_ONCE, len(samples), AT_ONCE))
     values = torch.cat([_unit(network, torch.from_numpy(stored.gather(part)[0])) for part in parts])
     return Gallery(table, decoded.indices, samples.rows, values, classifier, trained)
 
@@ -142,10 +144,6 @@ def vectors(network: Network, x: Tensor) -> Tensor:
 
 def _unit(network: Network, x: Tensor) -> Tensor:
     return F.normalize(network.features(x.float()), dim=1)
-
-
-def _parts(n: int, size: int = 4096) -> list[np.ndarray]:
-    return np.split(np.arange(n), range(size, n, size))
 
 
 def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.ndarray, bool]:

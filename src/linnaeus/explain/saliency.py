@@ -20,7 +20,7 @@ from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network
 from linnaeus.models.receptive_field import receptive_field_centers, upsample
 
-TELLING = 4  # positions a side from which on a map tells places apart
+FINE = 4  # positions a side from which on a map tells places apart
 AT_ONCE = 8  # images explained together
 BATCH = 32  # changed images through the network at once
 STEPS = 32  # of the integral
@@ -77,17 +77,17 @@ def explain(
     explained = []
     # A few at a time, because gradients need the activations of all stages.
     for start in range(0, len(predictions), AT_ONCE):
-        some = predictions[start : start + AT_ONCE]
-        images = [p.image for p in some if p.image is not None]
-        assert len(images) == len(some), "an image that cannot be read has nothing to explain"
+        batch = predictions[start : start + AT_ONCE]
+        images = [p.image for p in batch if p.image is not None]
+        assert len(images) == len(batch), "an image that cannot be read has nothing to explain"
         x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(images)).to(classifier.device))
-        chosen = target[start : start + AT_ONCE] if isinstance(target, Sequence) else [target] * len(some)
-        targets = np.array([p.index if t is None else t for p, t in zip(some, chosen, strict=True)])
+        chosen = target[start : start + AT_ONCE] if isinstance(target, Sequence) else [target] * len(batch)
+        targets = np.array([p.index if t is None else t for p, t in zip(batch, chosen, strict=True)])
         if method == "gradcam":
             maps = grad_cam(network, x, targets, stages)
         else:
             maps = {method: CAPTUM[method](network, x, targets)}
-        for i, p in enumerate(some):
+        for i, p in enumerate(batch):
             explained.append(Explanation(p, int(targets[i]), {name: values[i] for name, values in maps.items()}))
     return explained
 
@@ -129,16 +129,16 @@ def choose_stages(network: Network, size: int, stage: str | None = None) -> tupl
     """
     sizes = map_sizes(network, size)
     if not sizes:
-        own = network.arch["name"] == "custom"
-        parts = ", or give the network as an nn.Sequential, whose parts are its stages" if own else ""
+        custom = network.arch["name"] == "custom"
+        parts = ", or give the network as an nn.Sequential, whose parts are its stages" if custom else ""
         raise UserError(
             f"{network.arch['name']}: no stage gives a map that Grad-CAM could draw; use --method occlusion{parts}"
         )
     if stage == "all":
         return tuple(sizes)
     if stage is None:
-        telling = [name for name, (height, width) in sizes.items() if min(height, width) >= TELLING]
-        return (telling[-1] if telling else next(iter(sizes)),)
+        fine = [name for name, (height, width) in sizes.items() if min(height, width) >= FINE]
+        return (fine[-1] if fine else next(iter(sizes)),)
     if stage not in network.stages:
         raise UserError(
             f"--stage {stage}: no such stage{did_you_mean(stage, sizes)}; choose from {listed([*sizes], 20)}"
@@ -165,7 +165,7 @@ def find_class(classifier: Classifier, name: str) -> int:
     wanted = class_name(name)
     if wanted in classifier.classes:
         return classifier.classes.index(wanted)
-    shown = [i for i, each in enumerate(classifier.names) if each == wanted]
+    shown = [i for i, display_name in enumerate(classifier.names) if display_name == wanted]
     if len(shown) == 1:
         return shown[0]
     if shown:
@@ -227,17 +227,14 @@ def integrate(network: Network, x: Tensor, targets: np.ndarray) -> Tensor:
 
     # Captum needs gradients, which inference mode forbids.
     with torch.inference_mode(False):
-        return (
-            IntegratedGradients(network)
-            .attribute(
-                x.clone(),
-                baselines=0,
-                target=torch.from_numpy(targets).to(x.device),
-                n_steps=STEPS,
-                internal_batch_size=max(BATCH, len(x)),
-            )
-            .detach()
+        gradients = IntegratedGradients(network).attribute(
+            x.clone(),
+            baselines=0,
+            target=torch.from_numpy(targets).to(x.device),
+            n_steps=STEPS,
+            internal_batch_size=max(BATCH, len(x)),
         )
+        return gradients.detach()
 
 
 CAPTUM: dict[str, Callable[[Network, Tensor, np.ndarray], np.ndarray]] = {

@@ -115,11 +115,10 @@ def check_distance(model: Any, reference: ReferenceModel, kind: str) -> Distance
     assert classifier.detector is not None
     thresholds = classifier.detector.thresholds
     export = OnnxRunner(inference_session(model.SerializeToString()), classifier.preprocessing, kind)
-    both = [reference.scores, reference.score(export, "export")]
-    probabilities = [softmax(scores.logits / classifier.temperature).max(1) for scores in both]
+    original, exported = reference.scores, reference.score(export, "export")
     ours, theirs = (
-        thresholds.unknown(scores.distances, probability)
-        for scores, probability in zip(both, probabilities, strict=True)
+        thresholds.unknown(scores.distances, softmax(scores.logits / classifier.temperature).max(1))
+        for scores in (original, exported)
     )
-    distances = [scores.distances for scores in both if scores.distances is not None]
+    distances = [scores.distances for scores in (original, exported) if scores.distances is not None]
     return DistanceCheck(len(ours), float(np.abs(np.diff(distances, axis=0)).max()), int((ours != theirs).sum()))

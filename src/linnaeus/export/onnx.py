@@ -26,7 +26,6 @@ from linnaeus.modelfile.agreement import FEW, Agreement, why_not_unasked
 from linnaeus.modelfile.exports import Verified, note
 from linnaeus.modelfile.onnx import KINDS
 from linnaeus.modelfile.safetensors import MODEL, versions
-from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.text import percent
 
 
@@ -134,17 +133,15 @@ def export_onnx(
     console.say(f"comparing on {counted(len(samples), 'image')}, {samples.images.split} of {samples.source}")
     network = network_graph(classifier, two_images(next(samples.squares())))
     if calibration is None:
-        result, graph = _try_float(classifier, reference, network)
+        result, graph = _try_float(reference, network)
     else:
-        candidates = quantized(network, calibration, console)
-        result, graph = _try_int8(classifier, reference, candidates, agree, console)
+        result, graph = _try_int8(reference, quantized(network, calibration, console), agree)
     if result.passed is None:
         return None, result
     record = result.to_dict() | {"made": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     model = with_preprocessing(graph, classifier)
-    detector = classifier.detector
-    if detector is not None and detector.references is not None:
-        model, record["distance"] = _with_distance(model, detector, reference, result.kind, agree)
+    if classifier.detector is not None and classifier.detector.references is not None:
+        model, record["distance"] = _with_distance(model, reference, kind, agree)
     checksum = write(path, model, classifier, record)
     # Only a file beside its model is recorded, because predict and serve look there.
     if classifier.path.name == MODEL and path.resolve().parent == classifier.path.resolve().parent:
@@ -153,12 +150,12 @@ def export_onnx(
     return path, result
 
 
-def _with_distance(
-    model: Any, detector: UnknownDetector, reference: ReferenceModel, kind: str, agree: float
-) -> tuple[Any, dict[str, Any] | None]:
+def _with_distance(model: Any, reference: ReferenceModel, kind: str, agree: float) -> tuple[Any, dict[str, Any] | None]:
     """The graph with the output `distance` and its comparison; the graph as it is, and None, where that fails."""
+    detector, console = reference.classifier.detector, reference.console
+    assert detector is not None
     assert detector.references is not None
-    size, console = reference.classifier.preprocessing.size, reference.console
+    size = reference.classifier.preprocessing.size
     extended = with_distance(model, detector.references, detector.thumbnails, size)
     reason = "its logits come from no linear layer"
     if extended is not None:
@@ -173,31 +170,28 @@ def _with_distance(
     return model, None
 
 
-def _try_float(classifier: Classifier, reference: ReferenceModel, network: bytes) -> tuple[GateResult, bytes]:
+def _try_float(reference: ReferenceModel, network: bytes) -> tuple[GateResult, bytes]:
     """Compare the float graph with the original."""
-    runner = open_runner(network, classifier, "onnx")
+    runner = open_runner(network, reference.classifier, "onnx")
     prepared, raw = reference.compare(runner), reference.compare_raw(runner)
     attempt = Attempt("float32", prepared, raw, reference.speed(runner), why_not_float(prepared, raw))
     return GateResult("onnx", reference, [attempt], None if attempt.refused else 0), network
 
 
 def _try_int8(
-    classifier: Classifier,
-    reference: ReferenceModel,
-    candidates: Iterator[tuple[str, bytes]],
-    agree: float,
-    console: Console,
+    reference: ReferenceModel, candidates: Iterator[tuple[str, bytes]], agree: float
 ) -> tuple[GateResult, bytes]:
     """Compare every scheme on the same pixels, then choose the best one that also passes from raw pixels.
 
     The last resort is only built if none of SCHEMES passes.
     """
+    classifier = reference.classifier
     attempts: list[Attempt] = []
     passing: dict[int, bytes] = {}
     for scheme, graph in candidates:
         prepared = reference.compare(open_runner(graph, classifier, "onnx-int8"))
         attempts.append(Attempt(scheme, prepared, refused=why_not_int8(prepared, agree)))
-        console.detail(f"{scheme}: {percent(prepared.agreement)} of {prepared.n} images get the same class")
+        reference.console.detail(f"{scheme}: {percent(prepared.agreement)} of {prepared.n} images get the same class")
         if attempts[-1].refused is None:
             passing[len(attempts) - 1] = graph
         if passing and len(attempts) == len(int8.SCHEMES):

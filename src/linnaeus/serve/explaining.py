@@ -46,8 +46,8 @@ class Explainer:
         record: dict[str, Any] = {}
         if self.stages:
             targets = prediction.given[:MAPS] or [prediction.index]
-            found = explain(self.classifier, [prediction] * len(targets), target=targets, stages=self.stages)
-            maps = [self._map(explanation) for explanation in found]
+            explanations = explain(self.classifier, [prediction] * len(targets), target=targets, stages=self.stages)
+            maps = [self._map(explanation) for explanation in explanations]
             record |= {**maps[0], "stage": self.stages[0]}
             if self.classifier.several:
                 record["maps"] = maps
