@@ -527,7 +527,7 @@ def test_the_calibration_of_a_run_is_kept_and_compared(here: Path, say):
     for name, epochs in (("one", 1), ("two", 3)):
         said = say("train", "idx", "--recipe", "r.toml", "--out", name, "--epochs", epochs)
         assert said.status == 0, said
-        assert "certainty temperature" in said.out
+        assert "certainty calibration error" in said.out
         assert "unsure    " in said.out
     metrics = json.loads((here / "two" / "metrics.json").read_text())
     stored = linnaeus.load(here / "two")

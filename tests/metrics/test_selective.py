@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from linnaeus.metrics.calibration import Calibration
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.risk_test import (
     _binomial_limits,
     _binomial_pmf,
@@ -287,3 +289,20 @@ def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():
     assert (rule.tested, rule.cautious, rule.threshold) == (None, alone.tested, alone.threshold)
     assert rule.threshold > 0.5
     assert "only an estimate: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)
+
+
+@pytest.mark.parametrize("n", [3, 20, 400])
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_the_brief_rule_is_short_and_has_the_same_facts(n: int, wrong: int):
+    logits = np.zeros((n, 3), np.float32)
+    logits[:, 0] = np.linspace(5, 1, n)
+    labels = np.zeros(n, np.int64)
+    labels[n - wrong :] = 1
+    rule = Calibration.fit(Outputs(labels, logits), "valid", 1).rule
+    assert len(rule.brief) <= 120
+    if rule.applied is None:
+        assert rule.brief == rule.notice
+    else:
+        assert str(rule).split(":")[0].split(",")[0] == rule.brief.split(":")[0]
+        assert ("only an estimate" in rule.brief) == ("only an estimate" in str(rule))
+        assert f"{rule.applied.wrong} " in rule.brief

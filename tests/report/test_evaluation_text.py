@@ -25,8 +25,8 @@ def text_of(found: Assessment, classes: int) -> str:
 
 
 def test_every_metric_has_its_interval_and_its_count():
-    out = outputs(300, 8)
-    text = text_of(assess(out, Calibration.fit(outputs(400, 8, seed=1), "valid", 1)), 8)
+    out = outputs(300, 12)
+    text = text_of(assess(out, Calibration.fit(outputs(400, 12, seed=1), "valid", 1)), 12)
     right = int((out.predicted == out.labels).sum())
     line = next(line for line in text.splitlines() if line.startswith("  accuracy"))
     assert percent(right / 300, 2) in line
@@ -66,7 +66,7 @@ def test_a_calibration_error_that_does_not_improve_is_explained():
     for seed in range(12):
         evaluation = FinalEvaluation({"valid": outputs(24, 3, seed=seed, skill=1.5)}, 1)
         quality = evaluation.assessments["valid"].calibration
-        line = next(line for line in evaluation.lines() if line.startswith("certainty temperature"))
+        line = next(line for line in evaluation.lines() if line.startswith("certainty calibration error"))
         explained.append("fitted to the log loss" in line)
         assert explained[-1] == (quality.after["ece"] >= quality.before["ece"])
     assert True in explained

@@ -124,6 +124,19 @@ class AbstentionRule:
         share = percent(self.target_risk, 0, exact=True)
         return f'no threshold keeps wrong answers to {share} or fewer, so this model answers "unsure" to every image'
 
+    @property
+    def brief(self) -> str:
+        """The rule in a short line for the terminal; `str(self)` has the reasons and the interval."""
+        point, share = self.applied, percent(self.target_risk, 0, exact=True)
+        if point is None:
+            return self.notice
+        if point.threshold == 0:
+            text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed"
+        else:
+            text = f"below {percent(point.threshold, exact=True)}: {point.answered} of {self.n} answered, "
+            text += f"{point.wrong} wrong, and {share} are allowed"
+        return text + ("; tested" if self.tested is not None else f"; only an estimate: {self.why_not_tested}")
+
     def __str__(self) -> str:
         point, share = self.applied, percent(self.target_risk, 0, exact=True)
         if point is None:

@@ -108,6 +108,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "risk": risk_coverage(evaluation["risk_coverage"], rule.target_risk, rule.threshold),
         "temperature": f"{effect['temperature']:.3g}",
         "cross_fitted": effect["cross_fitted"],
+        "losses": [f"{effect[when]['loss']:.3f}" for when in ("before", "after")],
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
         "chance": chance_words(mean, p95, skewed=by_chance["p95"] <= by_chance["mean"]),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
@@ -84,11 +84,10 @@ def _solve_on(
             features, labels, run.classes, fold=fold, weights=weights, judge_all=False, advance=advance
         )
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
+    images = counted(len(labels) // views, "image") + (f" in {views} versions each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
-    console.say(
-        f"  linear head on {len(labels)} feature vectors of length {features.shape[-1]}{windows}: "
-        f"penalty {head.penalty:g}, chosen from {len(head.losses)}; {_quality(head, labels)}"
-    )
+    console.say(f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels)}")
+    console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
     trials = [Trial(penalty, loss, head.accuracies.get(penalty)) for penalty, loss in head.losses.items()]

@@ -42,7 +42,7 @@ def trained_arguments(
                 f"{source}: was trained with {key} = {value!r}, not {chosen[key]!r}; remove {key} from the arguments"
             )
         if value != defaults[key] and key != "config":
-            notes.append(f"{key} = {value!r}, the value that the weights were trained with")
+            notes.append(f"network built with {key} = {value!r}, as the weights were trained")
     # The tensors cannot tell where the stride sits: both kinds of bottleneck have the same shapes.
     bottlenecks = any(name.endswith(".conv3.weight") for name in tensors)
     if "stride_in" in defaults and bottlenecks and "stride_in" not in arguments and "stride_in" not in chosen:

@@ -146,23 +146,14 @@ class FinalEvaluation:
         # The split with the most reliable figures: test where there is one.
         split, place = summary_split(self.assessments)
         quality = self.assessments[split].calibration
-        chance = self.assessments[split].metrics.ece_by_chance[0]
-        before, after = percent(quality.before["ece"]), percent(quality.after["ece"])
-        change = f"{before} before, {after} after, {percent(chance)} expected by chance"
-        if quality.after["ece"] >= quality.before["ece"]:  # the fit is by the log loss, which need not agree
-            loss = f"{quality.before['loss']:.3f} before, {quality.after['loss']:.3f} after"
-            change += f"; the temperature is fitted to the log loss: {loss}"
+        change = f"{percent(quality.after['ece'])}, {percent(quality.before['ece'])} before calibration ({place})"
+        if quality.after["ece"] >= quality.before["ece"]:
+            change += "; no better, because the temperature is fitted to the log loss"
         failure = calibration_failure(quality.temperature)
         return [
             *leak_lines(self.without_leaks, self.seen),
-            f"certainty temperature {quality.temperature:.3g}; calibration error {change} ({place})",
+            f"certainty calibration error {change}",
             *([f"certainty {failure}"] if failure else []),
-            f"unsure    {self.calibration.rule}",
+            f"unsure    {self.calibration.rule.brief}",
             *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
         ]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a user has to know before any figure."""
-        notice = self.calibration.rule.notice
-        return [notice] if notice else []

@@ -180,8 +180,6 @@ def _write_results(
     assert chosen is not None
     if warning := _difference(evaluation, chosen, rounding_error(prepared)):
         prepared.console.warn(warning)
-    for line in evaluation.warnings:
-        prepared.console.say(f"unsure    {line}")
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:

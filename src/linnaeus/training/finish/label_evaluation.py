@@ -100,8 +100,3 @@ class LabelEvaluation:
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
         ]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a user has to know before any figure."""
-        return []

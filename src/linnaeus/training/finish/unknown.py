@@ -133,19 +133,16 @@ class Recognition:
         }
 
     def line(self) -> str:
-        """A line for the terminal."""
+        """A line for the terminal; the report has the thresholds and the figures of each class."""
         limits = self.thresholds
-        far = "" if limits.distance is None else f"farther than {limits.distance:.3f} from the training images, or "
-        text = f"{far}below {percent(limits.probability, exact=True)}: {limits.accepted} of {limits.n} validation "
-        text += "images are accepted"
+        text = f"{limits.accepted} of {limits.n} validation images are accepted as known"
         if limits.few:
             target, assured = percent(limits.target, 0), percent(limits.assured, 0)
             text += f" (too few to guarantee {target} of new images; {assured} are sure)"
         if self.left_out is not None:
             areas = self.left_out.combined
-            interval, turns = fraction_range(*mean_interval(areas)), f"{len(areas)} of {self.classes} classes in turn"
-            text += f"; a class that was left out has AUROC {fraction(areas.mean())} ({interval}, {turns}"
-            text += f"{OPTIMISTIC})" if self.trained_features else ")"
+            text += f"; a class that was left out has AUROC {fraction(areas.mean())}"
+            text += f" ({fraction_range(*mean_interval(areas))}{OPTIMISTIC if self.trained_features else ''})"
         return text
 
 

@@ -46,6 +46,9 @@ class Trial:
     reason: str
 
 
+TOO_SHORT = Trial(FLOAT32, "the phase is too short for a trial of others")
+
+
 def choose_precision(run: PhaseRun, engine: Engine, seconds: float) -> Trial:
     """The fastest precision for `run` on a CPU: float32, float32 with channels last, or bfloat16 with channels last.
 
@@ -53,7 +56,7 @@ def choose_precision(run: PhaseRun, engine: Engine, seconds: float) -> Trial:
     cache folder by machine, network, stages, optimizer and size of the input.
     """
     if seconds < WORTH_TRYING:
-        return Trial(FLOAT32, "the phase is too short for a trial of others")
+        return TOO_SHORT
     batch = next(iter(run.train.batches.epoch()))
     x = run.train.prepare(batch.part(0, 1), 0)
     # Large enough to be typical, small enough to fit into any memory.

@@ -16,7 +16,7 @@ from linnaeus.training.phase import PhaseRun
 from linnaeus.training.recorder import Recorder
 from linnaeus.training.tuning.compilation import choose_compilation
 from linnaeus.training.tuning.memory import SampleCost, measure_cost
-from linnaeus.training.tuning.precision import Trial, choose_precision
+from linnaeus.training.tuning.precision import TOO_SHORT, Trial, choose_precision
 from linnaeus.training.tuning.rangetest import range_test
 from linnaeus.training.unseen_weights import zero_unseen_gradients
 
@@ -90,7 +90,9 @@ class Tuning:
             self.recorder.record(self.recorder.tuned.precisions, run.number, trial.chosen)
         else:
             trial = Trial(known, "as before the run was resumed")
-        self.console.say(f"  precision {trial.chosen}: {trial.reason}")
+        # The report has the precision in any case; here it matters only where it was a choice.
+        say = self.console.detail if trial == TOO_SHORT else self.console.say
+        say(f"  precision {trial.chosen}: {trial.reason}")
         return trial.chosen
 
     def _choose_compilation(self, run: PhaseRun, cost: SampleCost, resumed: bool) -> bool:
