@@ -52,6 +52,7 @@ def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
     assert metrics["left_out_classes"]["of"] == 3
     assert 0 <= metrics["left_out_classes"]["auroc"]["combined"] <= 1
     assert metrics["trained_features"] is True
+    assert "trained_features" not in metrics["left_out_classes"], "stated once"
     line = next(line for line in run.trust if line.startswith("unknown "))
     assert line.endswith("; optimistic: the features were trained on all classes)")
 

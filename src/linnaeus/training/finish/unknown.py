@@ -112,8 +112,8 @@ class Recognition:
     trained_features: bool
     accepted: dict[str, tuple[int, int]]
     """Split -> (images that are accepted, images); validation chose the thresholds."""
-    classes: int
-    """Number of classes of the model."""
+    classes: tuple[str, ...]
+    """The classes of the model."""
 
     @property
     def thresholds(self) -> Thresholds:
@@ -128,7 +128,7 @@ class Recognition:
         return {
             **{key: value for key, value in self.detector.to_dict().items() if key != "measured"},
             "known": splits,
-            "left_out_classes": self.detector.measured.get("left_out_classes"),
+            "left_out_classes": None if self.left_out is None else self.left_out.to_dict(self.classes),
             "trained_features": self.trained_features,
         }
 
@@ -193,4 +193,4 @@ def recognition(
     if left_out is not None:
         measured["left_out_classes"] = left_out.to_dict(classes) | {"trained_features": trained}
     detector = UnknownDetector(thresholds, references, measured, thumbnails)
-    return Recognition(detector, left_out, trained, accepted, len(classes))
+    return Recognition(detector, left_out, trained, accepted, classes)
