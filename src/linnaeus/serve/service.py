@@ -116,8 +116,7 @@ class Service:
         try:
             with self.batcher.prepare():
                 pixels = await self._decoders.decode(upload.data)
-        except UnreadableError as error:
-            return Prediction(upload.name, c.classes, c.names, None, error=error.reason)
-        except UserError as error:
-            return Prediction(upload.name, c.classes, c.names, None, error=str(error))
+        except (UnreadableError, UserError) as error:
+            reason = error.reason if isinstance(error, UnreadableError) else str(error)
+            return Prediction(upload.name, c.classes, c.names, None, error=reason)
         return c.prediction(upload.name, pixels, await self.batcher.submit(pixels))

@@ -114,9 +114,9 @@ def check_importable(entry: PretrainedWeights, path: Path, checksum: str) -> Non
         raise UserError(f"{path}: is the published file of {other}; run: linnaeus weights import {other} {path}")
     tensors, info = read_weights(path)
     library = library_of(entry.model)
-    if library is not None and library.convert is None:
-        raise UserError(f"{entry.name}: contains its weights; use it with --model {entry.name}")
-    if library is not None and library.convert is not None:
+    if library is not None:
+        if library.convert is None:
+            raise UserError(f"{entry.name}: contains its weights; use it with --model {entry.name}")
         tensors, changed = library.convert(entry.model, tensors, dict(entry.arguments), str(path))
         adapt_tensors(tensors, create(entry.model, 2, **{**entry.arguments, **changed}), str(path))
         return

@@ -189,10 +189,10 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     if path.absolute() != target:
         with atomic(target) as temporary:
             copy_weights(path, temporary)
-    if not recognized:
-        store_checksum(entry, target.name, sha256_of(target) if is_index(path) else checksum)
-    else:
+    if recognized:
         _remember(entry, target)
+    else:
+        store_checksum(entry, target.name, sha256_of(target) if is_index(path) else checksum)
     if library is not None:
         license = read_weights(target)[1].license or entry.license
         write_record(entry.key, {"license": license})
@@ -232,7 +232,7 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
     # Weights without a published checksum are compared with that of their first use.
     if record.get("file") == path.name:
         expected, size = str(record.get("sha256", "")), record.get("size")
-    elif expected and remembered(path.name):
+    elif expected:
         expected, size = remembered(path.name) or (expected, size)
     if not expected:
         return "there is no checksum to verify it against"
@@ -241,8 +241,7 @@ def _checksum_problem(entry: PretrainedWeights, path: Path) -> str | None:
         return f"it has {actual:,} bytes instead of {size:,}"
     checksum = sha256_of(path)
     if not checksum.startswith(expected):
-        same = checksum[:8] == expected[:8]
-        shown = 16 if same else 8
+        shown = 16 if checksum[:8] == expected[:8] else 8
         return f"its SHA-256 begins with {checksum[:shown]} instead of {expected[:shown]}"
     # Remembered with size and time, so that the next start need not read the whole file.
     if record.get("file") != path.name:
