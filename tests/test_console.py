@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 
-from linnaeus.console import Console, duration
+import linnaeus
+from linnaeus.console import Console, counted, duration
+from linnaeus.data.sources import open_source
+from linnaeus.errors import UserError
 
 
 class Terminal(io.StringIO):
@@ -140,3 +145,25 @@ def test_only_progress_and_warnings(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             advance(2, 10)
         assert len(stream.getvalue().splitlines()) == lines
         assert capsys.readouterr().err.count("warning: warn") == warned
+
+
+def open_plural(line: str) -> bool:
+    """Whether a text of a line has a plural in parentheses."""
+    return re.search(r"""["'}].* (?!http\()\w+\((s|es)\)[ ,;"]""", line) is not None
+
+
+def test_no_message_leaves_the_plural_open():
+    """`image(s)`: `counted` has the right form."""
+    source = Path(linnaeus.__file__).parent
+    texts = {file.name: file.read_text(encoding="utf-8") for file in source.rglob("*.py")}
+    left = [(name, line) for name, text in texts.items() for line in text.splitlines() if open_plural(line)]
+    assert left == []
+    assert open_plural('f"{n} image(s) left out"'), "the search finds one"
+    assert [counted(n, "process") for n in (1, 2)] == ["1 process", "2 processes"]
+
+
+def test_a_folder_without_images_says_what_to_do_before_the_endings(tmp_path: Path):
+    with pytest.raises(UserError) as caught:
+        open_source(tmp_path)
+    message = str(caught.value)
+    assert message.index("put the images of each class") < message.index(".jpg")

@@ -267,8 +267,8 @@ def _rate(speed: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    """`1 image`, `2 images`, `2 processes`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}{'es' if noun.endswith('ss') else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from linnaeus.augment.pipeline import center_crop
+from linnaeus.console import counted
 from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.errors import UserError
 
@@ -52,7 +53,9 @@ class Preprocessing:
                 f"preprocessing: size {self.size!r} and resize {self.resize!r} are not pixels, 1 to {MAX_SIZE}"
             )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise UserError(f"preprocessing: {self.channels} channel(s) but mean {self.mean} and std {self.std}")
+            raise UserError(
+                f"preprocessing: {counted(self.channels, 'channel')} but mean {self.mean} and std {self.std}"
+            )
         usable = all(abs(m) <= MAX_MEAN for m in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
         if not usable:  # NaN fails every comparison
             raise UserError(

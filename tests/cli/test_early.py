@@ -69,7 +69,7 @@ TRAIN = {
     "epochs": ("images --epochs three", "--epochs three: expected a number"),
     "no epochs": ("images --epochs 0", "--epochs 0: expected a number from 1 on"),
     "not a number": ("images --set lr=nan", "error: --set phase.1.lr = nan: expected a finite number"),
-    "epochs of phases": ("images --recipe r.toml --epochs 3,4", "has 1 phase(s)"),
+    "epochs of phases": ("images --recipe r.toml --epochs 3,4", "has 1 phase"),
     "weights": ("images --weights w.pth", "w.pth: there is no such weights file"),
     "model": ("images --model resnet51", "unknown model 'resnet51' (did you mean"),
     "model of a recipe": ("images --recipe r.toml --set model.name=resnt18", "unknown model 'resnt18' (did you mean"),
@@ -89,7 +89,7 @@ TRAIN = {
     "key of another tool": ("images --set learning_rate=1e-3", "learning_rate: unknown key (did you mean lr?)"),
     "value that only some recipes take": ("images --set lr=abc", "phase.1.lr = 'abc': expected a number above 0"),
     "rate": ("images --lr fast", "fast: expected a number above 0, auto, or one value per phase"),
-    "rates": ("images --recipe r.toml --lr 1e-3,1e-4", "has 1 phase(s) that use it; give one value, or one for each"),
+    "rates": ("images --recipe r.toml --lr 1e-3,1e-4", "has 1 phase for it; give one value, or one for each"),
     "ambiguous key": ("images --set head=auto", "--set head: write phase.1.head or model.head"),
 }
 OTHERS = {

@@ -128,7 +128,7 @@ def make_wrong_inputs(here: Path) -> None:
         ("train idx --recipe r.toml --set phase.1.train=[]", ["phase.1.train"]),
         ("train idx --recipe r.toml --set phase.1.train=['heads']", ["'heads'", "did you mean head"]),
         ("train idx --recipe r.toml --epochs two", ["--epochs two", "5,2"]),
-        ("train idx --recipe r.toml --epochs 5,2", ["--epochs 5,2", "1 phase(s)"]),
+        ("train idx --recipe r.toml --epochs 5,2", ["--epochs 5,2", "1 phase"]),
         ("train idx --recipe r.toml --epochs 0", ["--epochs 0"]),
         ("train idx --recipe r.toml --device gpu", ["--device gpu", "cuda"]),
         ("train idx --recipe r.toml --seed -1", ["--seed", "-1"]),

@@ -190,7 +190,7 @@ def test_weights_under_exchanged_names_are_found(whole: bytes, tmp_path: Path):
         ({"preprocessing": {**GRAY.to_dict(), "resize": "28"}}, "preprocessing.resize = '28'"),
         ({"preprocessing": {**GRAY.to_dict(), "size": 10**9, "resize": 10**9}}, "less than or equal to 8192"),
         ({"preprocessing": {**GRAY.to_dict(), "fit": "stretch"}}, "preprocessing.fit = 'stretch'"),
-        ({"preprocessing": {**GRAY.to_dict(), "mean": [0.1, 0.2]}}, "1 channel(s) but mean"),
+        ({"preprocessing": {**GRAY.to_dict(), "mean": [0.1, 0.2]}}, "1 channel but mean"),
         ({"preprocessing": {**GRAY.to_dict(), "std": [0.0]}}, "preprocessing.std.0 = 0.0"),
         ({"preprocessing": {**GRAY.to_dict(), "std": [float("nan")]}}, "finite number"),
         ({"preprocessing": {**GRAY.to_dict(), "std": [1e-45]}}, "preprocessing.std.0 = 1e-45"),

@@ -171,7 +171,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
         summary = write_shards(table, out, size=size, resize=resize, progress=advance)
     if summary.left_out:
         example = ": ".join(summary.left_out[0])
-        console.warn(f"{len(summary.left_out)} image(s) could not be read and were skipped, such as {example}")
+        console.warn(f"{counted(len(summary.left_out), 'unreadable image')} skipped, such as {example}")
     images, shards = counted(summary.images, "image"), counted(summary.shards, "shard")
     echo(f"{images} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {out}")
 

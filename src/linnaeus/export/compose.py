@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError, one_line
 from linnaeus.models.backbones.onnx_backbone import OnnxBackbone
 from linnaeus.models.backbones.onnx_features import HALF, require
@@ -33,7 +34,7 @@ def composed(network: OnnxBackbone, images: np.ndarray) -> bytes:
         for n in (1, len(images)):
             assert len(session.run(None, {"x": images[:n]})[0]) == n, f"{n} images at once"
     except Exception as error:  # the converter and ONNX Runtime have exceptions of their own
-        reason = f"it takes {info.batch} image(s) at once" if info.batch else one_line(error)
+        reason = f"it takes {counted(info.batch, 'image')} at once" if info.batch else one_line(error)
         raise UserError(
             f"{name}: cannot be joined with its head in one graph ({reason}); use model.safetensors"
         ) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError
 from linnaeus.export.model_card import CARD, model_card
 from linnaeus.files import atomic, check_output, write_text
@@ -58,7 +59,8 @@ def torchvision_call(network: Network, path: str) -> str:
         stages = " and ".join(network.head_stages)
         raise UserError(f"{path}: its head uses {stages}, and torchvision's {name} only the last; {OTHERWISE}")
     if arch["channels"] != 3:
-        raise UserError(f"{path}: takes {arch['channels']} channel(s), and torchvision's {name} takes 3; {OTHERWISE}")
+        takes = counted(arch["channels"], "channel")
+        raise UserError(f"{path}: takes {takes}, and torchvision's {name} takes 3; {OTHERWISE}")
     if name == "inception_v1":
         if arguments["branch5x5"] != "3x3":
             raise UserError(

@@ -30,7 +30,8 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
                 is_empty = False
                 yield path
             if is_empty:
-                raise UserError(f"{image}: no images in this folder; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+                endings = " ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(f"{image}: no images in this folder; check the path (images end in {endings})")
         elif glob.has_magic(image) and not Path(image).exists():
             # A file may be called `a[1].jpg`, so an existing path is never a pattern.
             matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too

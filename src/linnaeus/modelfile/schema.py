@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.label_calibration import LabelCalibration
@@ -197,9 +198,9 @@ class Description(Entry):
             twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
             raise ValueError(f"class {twice!r} occurs twice")
         if pixels.channels != self.arch.channels:
-            raise ValueError(f"images of {pixels.channels} channel(s) for a network of {self.arch.channels}")
+            raise ValueError(f"images of {counted(pixels.channels, 'channel')} for a network of {self.arch.channels}")
         if not len(pixels.mean) == len(pixels.std) == pixels.channels:
-            raise ValueError(f"{pixels.channels} channel(s) but mean {pixels.mean} and std {pixels.std}")
+            raise ValueError(f"{counted(pixels.channels, 'channel')} but mean {pixels.mean} and std {pixels.std}")
         if pixels.size > pixels.resize:
             raise ValueError(f"size {pixels.size} is larger than resize {pixels.resize}")
         return self

@@ -220,7 +220,9 @@ class _Job:
         # The same files are unreadable for every backbone, so they are reported once.
         if features.left_out and not self.measured:
             path, reason = features.left_out[0]
-            self.console.warn(f"{len(features.left_out)} unreadable image(s) left out, such as {path}: {reason}")
+            self.console.warn(
+                f"{counted(len(features.left_out), 'unreadable image')} left out, such as {path}: {reason}"
+            )
         return features, extractor.cost(frozen), network.license
 
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean
 from linnaeus.recipe.spec import Data, Phase, Recipe, Split
 from linnaeus.recipe.tables import Augment, Head, Model, Schedule
@@ -140,7 +141,7 @@ def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], k
         value = [value] * len(chosen)
     if len(value) != len(chosen):
         raise UserError(
-            f"{key} = {value}: {origin} has {len(chosen)} phase(s) that use it; give one value, or one for each"
+            f"{key} = {value}: {origin} has {counted(len(chosen), 'phase')} for it; give one value, or one for each"
         )
     for i, item in zip(chosen, value, strict=True):
         yield f"phase.{i}.{key}", item

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, visible
 from linnaeus.recipe.keys import expand, refuse_unused
 from linnaeus.recipe.mistakes import explain
@@ -85,7 +86,8 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
         if len(epochs) != len(phases):
             numbers, form = ",".join(map(str, epochs)), ",".join("N" for _ in phases)
             raise UserError(
-                f"--epochs {numbers}: {origin} has {len(phases)} phase(s); give one number for each: --epochs {form}"
+                f"--epochs {numbers}: {origin} has {counted(len(phases), 'phase')}; give one number for "
+                f"each: --epochs {form}"
             )
         for phase, number in zip(phases, epochs, strict=True):
             phase["epochs"] = number

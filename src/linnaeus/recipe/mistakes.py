@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from linnaeus.console import counted
 from linnaeus.errors import did_you_mean
 from linnaeus.recipe.keys import explain_unknown
 
@@ -35,9 +36,9 @@ LIMITS: dict[str, Callable[[Context], str]] = {
     "less_than": lambda context: f"a number below {context['lt']:g}",
     "less_than_equal": lambda context: f"{context['le']:g} or less",
     "literal_error": lambda context: str(context["expected"]).replace("'", '"'),
-    "too_short": lambda context: f"at least {context['min_length']} value(s)",
-    "too_long": lambda context: f"at most {context['max_length']} value(s)",
-    "string_too_short": lambda context: f"at least {context['min_length']} character(s)",
+    "too_short": lambda context: f"at least {counted(context['min_length'], 'value')}",
+    "too_long": lambda context: f"at most {counted(context['max_length'], 'value')}",
+    "string_too_short": lambda context: f"at least {counted(context['min_length'], 'character')}",
     "string_too_long": lambda context: f"at most {context['max_length']} characters",
     "union_tag_invalid": lambda context: f"{', '.join(SCHEDULES)}, not {context['tag']!r}",
     "missing": lambda context: "a value",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.images.decode import UnreadableError
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_frame
@@ -231,8 +231,8 @@ def _check_processes(info: ProcessInfo, devices: int | None, trial: Observer | N
     """Raise UserError if the processes of this command do not fit the arguments."""
     if devices is not None and devices != info.local_world_size:
         raise UserError(
-            f"devices = {devices}, but {info.local_world_size} process(es) of this command run on this machine; start "
-            f"it with torchrun --nproc-per-node {devices}, or run linnaeus train --devices {devices}"
+            f"devices = {devices}, but on this machine the command has {counted(info.local_world_size, 'process')}; "
+            f"start it with torchrun --nproc-per-node {devices}, or run linnaeus train --devices {devices}"
         )
     if trial is not None and info.world_size > 1:
         raise UserError("a trial of a sweep runs in one process; start several sweeps on the same study instead")

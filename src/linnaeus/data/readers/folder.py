@@ -259,7 +259,7 @@ def _nothing(folder: str, split: str, path: Path) -> str:
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
     inside = f"{counted(len(folders), 'folder')}, but " if folders else ""
     content = "an empty folder" if not folders and not files else f"{inside}no images"
-    return f"{folder}: {content} ({kinds}); put the images of each class into a folder of their own"
+    return f"{folder}: {content}; put the images of each class into a folder of their own (images end in {kinds})"
 
 
 def _refuse_wrapper(path: Path, only: str) -> None:

@@ -73,7 +73,8 @@ def open_tars(source: str, places: list[str]) -> Table:
     shard = np.repeat(np.arange(len(shards)), [len(samples) for samples in shards]).astype(np.int32)
     samples = [sample for samples in shards for sample in samples]
     if not samples:
-        raise UserError(f"{source}: its tar files hold no images ({', '.join(sorted(IMAGE_SUFFIXES))}); check the path")
+        endings = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{source}: its tar files hold no images; check the path (images end in {endings})")
     classes = natural_order(sample.label for sample in samples)
     position = {name: i for i, name in enumerate(classes)}
     files = [Path(place).name for place in places]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, one_line
 
 INSTALL = "pip install 'linnaeus[onnx]'"
@@ -106,7 +107,8 @@ def _read(file: Path, output: str, changed: int, size: int) -> tuple[bytes, Grap
     ):
         raise UserError(
             f"{file}: output {info.output!r} has type {features.dtype} and shape {list(features.shape)} for "
-            f"{len(image)} image(s), not features (N, F), tokens (N, T, F) or maps; {_others(model, info.output)}"
+            f"{counted(len(image), 'image')}, not features (N, F), tokens (N, T, F) or maps; "
+            f"{_others(model, info.output)}"
         )
     return graph, replace(info, bytes=len(graph), shape=list(features.shape[1:]))
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from linnaeus.cache import default_cache
 from linnaeus.check.inspection import Inspection, inspect
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.images.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.split import write_split
@@ -231,17 +231,17 @@ def _inspect(
     if unreadable and strict:
         path, reason = unreadable[0]
         raise UserError(
-            f"{table.source}: {len(unreadable)} unreadable image(s), such as {path}: {reason}; remove them, or run "
-            "without --strict, which leaves them out and lists all of them in bad_images.csv"
+            f"{table.source}: {counted(len(unreadable), 'unreadable image')}, such as {path}: {reason}; remove "
+            "them, or run without --strict, which leaves them out and lists all of them in bad_images.csv"
         )
     inspection = inspect(table, console, statistics)
     # Written before the refusals, so that the user can look the findings up.
     if inspection.result:
         write_text(folder.file(CHECK), inspection.json)
     if inspection.leaked and strict:
-        counts = " and ".join(f"{len(copies)} {split}" for split, copies in inspection.leaked.items())
+        counts = " and ".join(counted(len(copies), f"{split} image") for split, copies in inspection.leaked.items())
         raise UserError(
-            f"{table.source}: copies of {counts} image(s) are in an earlier split; remove them (`linnaeus check` lists "
+            f"{table.source}: copies of {counts} are in an earlier split; remove them (`linnaeus check` lists "
             "them), or run without --strict, which reports the results with and without them"
         )
     lineage.add_to(inspection, table)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from linnaeus.cache import default_cache
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
@@ -57,7 +57,8 @@ def load_samples(
         alike = sum(other == reason for _, other in unreadable)
         many = "" if alike == len(unreadable) else f" (so are {alike:,})" if alike > 1 else ""
         console.warn(
-            f"{len(unreadable)} unreadable image(s) left out, such as {path}: {reason}{many}; bad_images.csv lists all"
+            f"{counted(len(unreadable), 'unreadable image')} left out, such as {path}: {reason}{many}; "
+            "bad_images.csv lists all"
         )
     _refuse_missing(table, samples["train"])
     contents = images.hashes(np.arange(len(table)))
