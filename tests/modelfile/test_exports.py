@@ -45,7 +45,7 @@ def note_of(file: Path, ratio: float, agreement: Agreement | None = ALIKE) -> No
 def test_the_fastest_is_chosen_and_reported(run: Path):
     choice = fastest(run, "auto")
     assert choice.path == run / "model-int8.onnx"
-    assert choice.said == f"onnx-int8: {run / 'model-int8.onnx'}, 5.0 times as fast as model.safetensors here; " + (
+    assert choice.reason == f"onnx-int8: {run / 'model-int8.onnx'}, 5.0 times as fast as model.safetensors here; " + (
         "the same class as the original on 99.5 % of 200 images"
     )
     assert choice.passed_over == []
@@ -134,7 +134,7 @@ def test_int8_below_the_default_gate_answers_only_if_it_is_named(agreement: Agre
     assert choice.passed_over == [f"{run / 'model-int8.onnx'}: passed over, {reason}; --use onnx-int8 uses it"]
     found = named(run, "onnx-int8")
     assert found.path == run / "model-int8.onnx"
-    assert found.said == f"onnx-int8: {found.path}" + ("" if agreement is None else f"; {agreement}")
+    assert found.reason == f"onnx-int8: {found.path}" + ("" if agreement is None else f"; {agreement}")
     assert (named(run, "torch").path, named(run, "onnx").path) == (run / MODEL, run / "model.onnx")
 
 

@@ -239,8 +239,8 @@ def chosen_model(model: str, device: str, code: str | None, use: str | None, con
     choice = fastest(folder, device) if use is None else named(folder, use)
     for line in choice.passed_over:
         console.say(line)
-    if choice.said:
-        console.say(choice.said)
+    if choice.reason:
+        console.say(choice.reason)
     return str(choice.path)
 
 

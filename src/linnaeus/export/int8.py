@@ -106,7 +106,9 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
     Raises UserError if the network cannot be made int8 at all.
     """
     statistics = observe(network, samples, console)
-    float_nodes = {"": []} | {part: in_float(network, share) for part, share in FLOAT_SHARES.items()}
+    float_nodes: dict[str, list[str]] = {"": []} | {
+        part: in_float(network, share) for part, share in FLOAT_SHARES.items()
+    }
     means = {name: tensor.mean for name, tensor in statistics.items() if tensor.mean is not None}
     # Shapes of an example are needed to find the nodes that can be quantized.
     example = [network_input(next(samples.squares(1)), samples)]

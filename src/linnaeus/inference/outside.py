@@ -64,7 +64,7 @@ class Kind:
         return {
             "kind": self.name,
             "n": self.n,
-            **_share("let_through", self.let_through, self.n),
+            **_let_through(self.let_through, self.n),
             "auroc": self.area,
             "auroc_ci95": list(self.area_interval),
         }
@@ -137,7 +137,7 @@ class Outside:
             "source": self.source,
             "n": self.n,
             "known": self.known,
-            **_share("let_through", self.let_through, self.n),
+            **_let_through(self.let_through, self.n),
             "known_accepted": self.known_accepted,
             "known_accepted_ci95": list(wilson(self.known_accepted, self.known)),
             "scores": scores,
@@ -172,8 +172,8 @@ class Outside:
         return ["", title, *align(rows, "<>>>>>>"), *([f"and {more} more; --json has all"] if more > 0 else [])]
 
 
-def _share(name: str, count: int, n: int) -> dict[str, Any]:
-    return {name: count, f"{name}_share": count / n, f"{name}_ci95": list(wilson(count, n))}
+def _let_through(count: int, n: int) -> dict[str, Any]:
+    return {"let_through": count, "let_through_share": count / n, "let_through_ci95": list(wilson(count, n))}
 
 
 def detector_of(classifier: Classifier) -> UnknownDetector:

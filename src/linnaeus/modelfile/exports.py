@@ -19,10 +19,11 @@ EXPORTS = "exports.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that predicts fastest, and a line that says why it was chosen."""
+    """The file that predicts fastest."""
 
     path: Path
-    said: str
+    reason: str
+    """A line that says why; empty where there was no choice."""
     passed_over: list[str]
     """A line for each export that is not used, with the reason."""
 
