@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from scenes import scene, write_scenes
 
 from linnaeus.check.findings import Finding
-from linnaeus.check.image_findings import SUFFIXES, file_findings, image_findings
+from linnaeus.check.image_findings import SUFFIXES, file_findings, image_findings, page_findings
 from linnaeus.data.images.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
@@ -110,3 +110,16 @@ def test_blur_is_found_among_photographs(shared_data: Path, tmp_path: Path):
     right = sum("blurred" in name for name in alarms)
     assert right >= 15
     assert len(alarms) - right <= 1
+
+
+def test_files_of_several_pages_are_reported_once(tmp_path: Path):
+    write_scenes(tmp_path, each=3)
+    pages = [scene(k) for k in range(60, 63)]
+    pages[0].save(tmp_path / "oak" / "scan.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "oak" / "clip.webp", save_all=True, append_images=pages[1:2])
+    pages[0].save(tmp_path / "oak" / "one.tif")
+    table = open_source(tmp_path)
+    (finding,) = page_findings(table, compute_statistics(table, cache=None))
+    assert finding.paths == ("oak/scan.tif", "oak/clip.webp")
+    assert finding.classes == ("oak",)
+    assert "2 files with several pages or frames (up to 3), of which only the first is used" in finding.detail

@@ -145,3 +145,13 @@ def test_classes_are_displayed_as_the_header_writes_them(tmp_path: Path, second:
     assert table.classes == ("mel", "nevus"), "as in models of earlier versions"
     assert table.names == ("MEL", "Nevus")
     assert table.several == (second == ("1", "1"))
+
+
+@pytest.mark.parametrize("name", ["pixel{}", "{}", "1x{}"])
+def test_a_table_of_pixels_is_named_as_such(tmp_path: Path, name: str):
+    header = ",".join(["label", *(name.format(k) for k in range(64))])
+    (tmp_path / "train.csv").write_text(header + "\n" + ",".join("0" * 65) + "\n")
+    with pytest.raises(
+        UserError, match=r"train.csv:1: the columns .* hold pixels, not the paths of images; save each row"
+    ):
+        open_source(tmp_path / "train.csv")

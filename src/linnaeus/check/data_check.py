@@ -13,7 +13,7 @@ from linnaeus.check.class_findings import table_findings
 from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
-from linnaeus.check.image_findings import file_findings, image_findings
+from linnaeus.check.image_findings import file_findings, image_findings, page_findings
 from linnaeus.check.label_sets import suspicious_label_sets
 from linnaeus.check.labels import suspicious_labels
 from linnaeus.console import Console
@@ -109,6 +109,7 @@ def check_table(
         *table_findings(table),
         *file_findings(table, statistics),
         *image_findings(table, statistics),
+        *page_findings(table, statistics),
         *duplicate_findings(table, duplicates),
     ]
     if embeddings is not None:

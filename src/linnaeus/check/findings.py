@@ -30,6 +30,7 @@ KINDS = {
     "few-to-measure": "few images to evaluate on",
     "imbalance": "imbalanced classes",
     "wrong-extension": "wrong file extensions",
+    "pages": "files of several pages",
     "one-color": "images of a single color",
     "dark": "very dark images",
     "bright": "very bright images",

@@ -19,6 +19,7 @@ from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, li
 from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.readers.foreign_files import foreign_file
 from linnaeus.data.readers.labels import with_task
+from linnaeus.data.readers.published import open_published
 from linnaeus.data.readers.unused import holds_labels, names_images
 from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
@@ -140,6 +141,9 @@ def _open_folder(
         raise UserError(f"{source}: a run folder, not images; give the folder of images that the run was trained on")
     if shards.find_shards(path, names):
         return shards.open_shards(source, path)
+    published = open_published(source, path, names)
+    if published is not None:
+        return published
     binaries = cifar.find_cifar(path)
     if binaries is not None:
         return cifar.open_cifar(source, binaries)

@@ -33,6 +33,7 @@ from linnaeus.text import plain_cell
 SPLIT_FILE = "split.csv"
 """Name of the split in a run folder; earlier versions wrote it without content hashes."""
 
+PIXEL = re.compile("(pixel|px|p)?_?[0-9]+(x[0-9]+)?", re.IGNORECASE)  # as in MNIST from Kaggle, or a saved array
 BELONGS = re.compile(
     "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
     "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
@@ -185,6 +186,12 @@ def _no_column(path: Path, columns: list[str], role: str) -> UserError:
     if not any(columns):
         return UserError(
             f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"
+        )
+    pixels = [column for column in columns if PIXEL.fullmatch(column)]
+    if len(pixels) >= 16:
+        return UserError(
+            f"{path}:1: the columns {pixels[0]} to {pixels[-1]} hold pixels, not the paths of images; save each row "
+            "as a PNG file, or pass the rows as arrays of (height, width) to linnaeus.sklearn.ImageClassifier"
         )
     return UserError(
         f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label [, split]: rename "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,9 +161,15 @@ def _rule(text: str, folder: str, stem: str) -> tuple[str, str] | None:
 
 
 def _find(text: str, folder: str) -> str | None:
-    """The first file that a listed path can mean. Lists made on Windows separate folders by backslashes."""
+    """The first file that a listed path can mean.
+
+    Lists made on Windows separate folders by backslashes. macOS decomposes accents (NFD) in the names of some file
+    systems and archives, and most editors compose them (NFC).
+    """
+    slashes = text.strip().replace("\\", "/")
+    forms = () if text.isascii() else (unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
     # os.path, not Path: three times as fast for 100,000 lines.
-    for name in dict.fromkeys((text, text.strip(), text.strip().replace("\\", "/"))):
+    for name in dict.fromkeys((text, text.strip(), slashes, *forms)):
         name = os.path.expanduser(name) if name.startswith("~") else name
         for base in (folder, os.curdir):  # joined to an absolute path, either drops out
             path = os.path.join(base, name)
