@@ -80,6 +80,14 @@ def test_a_list_of_images_and_none_at_all(fitted: ImageClassifier):
     assert fitted.predict_proba([]).shape == (0, 3)
 
 
+@pytest.mark.parametrize("verbose", [0, 1, 2])
+def test_verbose_prints_epochs_and_then_details(verbose: int, pictures, capsys: pytest.CaptureFixture[str]):
+    ImageClassifier(recipe(1), verbose=verbose).fit(*pictures)
+    out = capsys.readouterr().out
+    assert ("epoch 1/1" in out) == (verbose >= 1)
+    assert ("the phase is too short for a trial" in out) == (verbose >= 2)
+
+
 def test_a_custom_network_is_not_changed(pictures: tuple[np.ndarray, np.ndarray]):
     network = mini()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -16,6 +16,7 @@ import pytest
 from hosting import hosted, write_package
 from PIL import Image
 
+from linnaeus.cli.export import page_lines
 from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
@@ -125,6 +126,14 @@ def test_an_exported_file_becomes_a_page_without_another_comparison(
     said = say("export", page / "model.onnx", "--to", "web", "--data", page.parent)
     assert said.status == 2
     assert "was compared when exported; omit --data" in said.err
+
+
+@pytest.mark.parametrize(("megabytes", "is_float", "hint"), [(94, True, True), (24, False, False), (14, True, False)])
+def test_a_large_page_says_how_it_becomes_smaller(megabytes: int, is_float: bool, hint: bool):
+    folder = web.WebFolder(Path("web"), {"model.onnx": megabytes * 10**6, "ort-wasm.wasm": 14 * 10**6})
+    lines = page_lines(folder, is_float=is_float)
+    assert lines[0].startswith(f"{megabytes + 14}.0 MB (model.onnx {megabytes}.0, ")
+    assert ("--to onnx-int8" in "".join(lines)) == hint
 
 
 def test_files_of_others_are_neither_replaced_nor_removed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
     from linnaeus.web.export import WebFolder
 
+LARGE_PAGE = 20e6
+"""Bytes of a network above which a page takes long to load on a phone: 16 s at 10 Mbit/s."""
+
 
 @click.command(cls=ModelCommand)
 @click.argument("model")
@@ -148,10 +151,21 @@ def _print_page(page: WebFolder | None, compared: GateResult | None, json_file: 
         _print_comparison(None if page is None else page.path, compared, json_file)
     assert page is not None
     echo(page.path)
+    for line in page_lines(page, is_float=compared is not None):
+        make_console(sys.stderr).say(line)
+
+
+def page_lines(page: WebFolder, *, is_float: bool) -> list[str]:
+    """The size of a page, how to look at it, and how a large float network becomes smaller."""
     parts = ", ".join(f"{file} {page.sizes[file] / 1e6:.1f}" for file in ("model.onnx", "ort-wasm.wasm"))
-    make_console(sys.stderr).say(
-        f"{page.size / 1e6:.1f} MB ({parts}) for any static host; to look at it: python -m http.server -d {page.path}"
-    )
+    size = f"{page.size / 1e6:.1f} MB ({parts}) for any static host"
+    lines = [f"{size}; to look at it: python -m http.server -d {page.path}"]
+    if is_float and page.sizes["model.onnx"] > LARGE_PAGE:
+        lines.append(
+            "every visitor downloads this; smaller: a small backbone, such as EfficientNet-Lite0, or int8: linnaeus "
+            "export RUN --to onnx-int8, then linnaeus export RUN/model-int8.onnx --to web"
+        )
+    return lines
 
 
 def _print_comparison(written: Path | None, result: GateResult, json_file: str | None) -> None:

@@ -57,6 +57,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     only the model is kept. A part of the images passed to `fit` is set aside for validation, as the recipe says
     (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
 
+    Training takes seconds to hours and prints only warnings by default: `verbose=1` prints each epoch, 2 also details.
+
     `unknown_label` is what `predict` returns for an image of none of the classes, such as None, "unknown" or -1;
     without it the most likely class. `score` accepts it as the label of such images.
 
@@ -78,7 +80,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         device: str = "auto",
         seed: int | None = None,
         out: str | Path | None = None,
-        verbose: bool = False,
+        verbose: int = 0,
         unknown_label: Any = MostLikelyClass,
     ):
         self.recipe = recipe
@@ -119,7 +121,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 device=self.device,
                 seed=self.seed,
                 draw=self.out is not None,
-                console=Console(quiet=not self.verbose),
+                console=Console(quiet=not self.verbose, verbose=self.verbose > 1),
             )
             self.metrics_ = run.figures["valid"].to_dict()
             self.check_ = _read_check(run.path)
