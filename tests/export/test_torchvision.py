@@ -82,7 +82,7 @@ def test_torchvision_loads_it_strictly_and_answers_the_same(name: str, arguments
         ("resnet50", {"stride_in": "1x1"}, "accuracy would be some 10 points lower"),
         ("resnet18", {"stem": "small"}, "the small stem"),
         ("resnet18", {"head_stages": ["layer3", "layer4"]}, "its head uses layer3 and layer4"),
-        ("resnet18", {"channels": 1}, r"takes 1 channel\(s\), and torchvision's resnet18 takes 3"),
+        ("resnet18", {"channels": 1}, r"takes 1 channel, and torchvision's resnet18 takes 3"),
         ("resnet20", {}, "torchvision has no resnet20"),
         ("mini_resnet", {}, "torchvision has no mini_resnet"),
         ("inception_v1", {}, "5x5 branch"),
