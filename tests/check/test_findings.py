@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linnaeus.check.findings import KINDS, Finding, by_kind, sort_findings, summary_lines
+from linnaeus.check.terminal import _subject
 
 LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 images are the same")
 EMPTY = Finding("empty", "error", ("train/c.jpg",), ("rose",), "empty file")
@@ -61,3 +62,10 @@ def test_the_summary_is_short():
 def test_kinds_and_severities_are_known(kind: str, severity: str):
     with pytest.raises(AssertionError):
         Finding(kind, severity)
+
+
+@pytest.mark.parametrize(("kind", "joined"), [("leak", " = "), ("same-scene", " = "), ("pages", ", "), ("dark", ", ")])
+def test_only_images_of_the_same_thing_are_called_equal(kind: str, joined: str):
+    finding = Finding(kind, "warning", ("a.tif", "b.tif"), ("oak",), "detail")
+    assert _subject(finding) == f"a.tif{joined}b.tif"
+    assert f"b.tif{joined}a.tif" in "".join(summary_lines([finding], "here"))

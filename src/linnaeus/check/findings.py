@@ -42,6 +42,9 @@ KINDS = {
 }
 """Kind -> title, in the order of display."""
 
+SAME = {"leak", "label-conflict", "duplicate", "near-duplicate", "same-scene"}
+"""Kinds whose images show the same thing; other kinds list images that only share a property."""
+
 EXAMPLE = 80  # longest example in a summary line, in characters
 
 
@@ -63,6 +66,11 @@ class Finding:
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
         assert self.severity in SEVERITIES, self.severity
+
+    @property
+    def separator(self) -> str:
+        """What joins the names of its images: an equals sign only where they show the same thing."""
+        return " = " if self.kind in SAME else ", "
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -111,7 +119,11 @@ def _count(findings: Sequence[Finding]) -> str:
 def _example(findings: Sequence[Finding]) -> str:
     """`: train/rose/1.jpg …`: the first of the findings; of a copy in two splits the one in the later split first."""
     first = findings[0]
-    text = " = ".join(first.paths[::-1]) if len(first.paths) == 2 else "".join((first.paths or first.classes)[:1])
+    text = (
+        first.separator.join(first.paths[::-1])
+        if len(first.paths) == 2
+        else "".join((first.paths or first.classes)[:1])
+    )
     if not text or len(text) > EXAMPLE:
         return ""
     return f": {text}{' …' if len(findings) > 1 else ''}"

@@ -71,7 +71,7 @@ def _subject(finding: Finding) -> str:
     if finding.kind == "ignored":  # the detail has the number of files, and their names are of no use
         return ""
     more = f" and {len(finding.paths) - 2} more" if len(finding.paths) > 2 else ""
-    return " = ".join(finding.paths[:2]) + more if finding.paths else ", ".join(finding.classes)
+    return finding.separator.join(finding.paths[:2]) + more if finding.paths else ", ".join(finding.classes)
 
 
 def _count(n: int, severity: str) -> str:
