@@ -55,7 +55,7 @@ def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, cap
 
 
 def test_strict_rejects_leaks(leaky: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"copies of 2 valid image\(s\) are in an earlier split"):
+    with pytest.raises(UserError, match=r"copies of 2 valid images are in an earlier split"):
         linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET, strict=True)
     assert not (tmp_path / "run").exists()
 

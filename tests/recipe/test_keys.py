@@ -25,7 +25,7 @@ def test_a_key_of_a_phase_stands_for_every_phase_that_uses_it(tmp_path: Path):
     assert [p.lr for p in load_recipe(recipe, {"lr": [0.5, "auto"]}).phase[1:]] == [0.5, "auto"]
     assert [p.batch for p in load_recipe(recipe, {"batch": 7}).phase] == [7, 7, 7]
     assert load_recipe(recipe, {"lr": 0.5, "phase.3.lr": 0.25}).phase[2].lr == 0.25, "a later one wins"
-    with pytest.raises(UserError, match=r"has 2 phase\(s\) that use it"):
+    with pytest.raises(UserError, match=r"has 2 phases for it"):
         load_recipe(recipe, {"lr": [1, 2, 3]})
 
 
