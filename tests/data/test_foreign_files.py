@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from laid_out import lay, refused
 from tiny import write_images
 
 from linnaeus.data.sources import open_source
@@ -77,3 +78,17 @@ def test_a_link_to_a_folder_above_gives_no_image_another_label(tmp_path: Path, t
     table = open_source(images)
     assert np.bincount(table.labels).tolist() == [3, 3, 3]
     assert any("again" in name for name in table.ignored)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (".dcm", "4 files ending in .dcm (DICOM, which is not read: save them as PNG or TIFF"),
+        (".nii.gz", "volumes, not images"),
+        (".CR2", "4 files ending in .cr2 (raw photos"),
+        (".mp4", "videos: save frames"),
+    ],
+)
+def test_a_folder_of_images_that_are_not_read_is_named(tmp_path: Path, ending: str, said: str):
+    lay(tmp_path / "data", *(f"{name}/{k}{ending}" for name in "ab" for k in range(2)))
+    refused(tmp_path / "data", "no images that can be read", said)

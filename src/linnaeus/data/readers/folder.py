@@ -17,6 +17,7 @@ from linnaeus.data.class_names import class_name, listed, natural_order, spellin
 from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
+from linnaeus.data.readers.foreign_files import unread_images
 from linnaeus.data.readers.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
 from linnaeus.data.readers.unused import doubtful_notes, unused_notes
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
@@ -256,6 +257,10 @@ def _nothing(folder: str, split: str, path: Path) -> str:
         return f"{folder}: no images, but the archive {inner} inside it, which is not read there; unpack {folder}"
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
+    below = [entry.name for inner_folder in folders for entry in _list(inner_folder.path)[1]]
+    unread = unread_images([*(entry.name for entry in files), *below])
+    if unread is not None:
+        return f"{folder}: no images that can be read, but {unread}"
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
     inside = f"{counted(len(folders), 'folder')}, but " if folders else ""
     content = "an empty folder" if not folders and not files else f"{inside}no images"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+
+from linnaeus.console import counted
 
 UNPACK = "unpack it, and give its folder"
 EXPORT = "save the table as CSV, with a row `path,label` for each image"
@@ -27,6 +31,43 @@ BY_SUFFIX = {
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".onnx"), "a model or weights, not images: give the images"),
     ".tfrecord": "a TFRecord file, which is not read: write its images as files, in a folder for each class",
 }
+
+CONVERT = "save them as PNG or TIFF"
+UNREAD_IMAGES = {
+    **dict.fromkeys(
+        (".dcm", ".dicom"), f"DICOM, which is not read: {CONVERT}, for example with pydicom, in one window"
+    ),
+    **dict.fromkeys((".nii", ".nii.gz", ".nrrd", ".mha"), "volumes, not images: save the slices as PNG or TIFF"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef"),
+        "raw photos, which are not read: export them as JPEG or TIFF from the camera's program, or with rawpy",
+    ),
+    **dict.fromkeys(
+        (".npy", ".npz"), "arrays of NumPy: save each image as PNG, or use linnaeus.sklearn.ImageClassifier"
+    ),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "videos: save frames of them as JPEG, grouped by video"),
+    **dict.fromkeys(
+        (".svs", ".ndpi", ".czi", ".lif", ".mrxs"), f"microscope slides, which are not read: {CONVERT} tiles"
+    ),
+    **dict.fromkeys(
+        (".psd", ".svg", ".eps", ".ai", ".pdf"), "drawings or documents, which are not read: export them as PNG"
+    ),
+    **dict.fromkeys((".exr", ".hdr", ".mat", ".h5", ".jxl"), f"a format that is not read: {CONVERT}"),
+}
+"""Ending -> what files of images are that no reader opens, and what to do with them."""
+
+
+def unread_images(names: Iterable[str]) -> str | None:
+    """The most frequent kind of unread images among file names, with what to do; None where there is none."""
+    endings = Counter(end for name in names if (end := _ending(name.lower())) in UNREAD_IMAGES)
+    if not endings:
+        return None
+    ending, count = endings.most_common(1)[0]
+    return f"{counted(count, 'file')} ending in {ending} ({UNREAD_IMAGES[ending]})"
+
+
+def _ending(name: str) -> str:
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def foreign_file(path: Path, head: bytes) -> str | None:

@@ -102,7 +102,9 @@ def clip(text: str, most: int = 120) -> str:
 def label_of(text: str, path: Path, number: int) -> str:
     """A label as written -> its class name. Refuses bytes that are no UTF-8, for they would match no other class."""
     if printable(text) != text:
-        raise UserError(f"{path}:{number}: label {clip(text)} is not UTF-8; save the file as UTF-8")
+        raise UserError(
+            f"{path}:{number}: label {clip(text)} is not UTF-8; save the file as UTF-8 (in Excel: CSV UTF-8)"
+        )
     return class_name(text)
 
 
