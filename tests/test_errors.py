@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from linnaeus.errors import UserError, did_you_mean_run
+import linnaeus
+from linnaeus.errors import JobError, UserError, did_you_mean_run
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import model_path, read_header
 from linnaeus.runs.compared_run import read_compared_predictions
@@ -72,3 +73,18 @@ def test_a_folder_without_a_model():
         model_path("runs")
     with pytest.raises(UserError, match=r"runs/tulips: holds no split.csv; give"):
         SolvedRun.read(Path("runs/tulips"), "its classes cannot be changed")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udcff", "x" * 300, "y/" * 3000])
+def test_a_name_that_no_file_can_have_is_one_line(name: str, tmp_path: Path):
+    """A NUL, bytes that are not UTF-8, under which safetensors opens nothing, and names that are too long."""
+    for attempt in (
+        lambda: linnaeus.load(tmp_path / name),
+        lambda: linnaeus.load(name),
+        lambda: linnaeus.train("digits", recipe="digits", out=tmp_path / name),
+        lambda: linnaeus.train("digits", recipe="photos", weights=name, out=tmp_path / "run"),
+    ):
+        with pytest.raises((UserError, JobError)) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

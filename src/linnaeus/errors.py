@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +13,22 @@ MODEL = "model.safetensors"
 """The model file of a run folder."""
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in CONTROLS}
+
+
+def refuse_name(path: str | os.PathLike[str]) -> None:
+    """Raise UserError for a path that no model file can have: too long, with a NUL, or not UTF-8."""
+    name = os.fspath(path)
+    fault = ""
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        # safetensors opens no file whose path is not UTF-8.
+        fault = "a name with bytes that are not UTF-8 or are 0; rename it, or choose another"
+    else:
+        try:
+            Path(name).lstat()
+        except OSError as error:
+            fault = "a name that is too long; choose a shorter one" if error.errno == errno.ENAMETOOLONG else ""
+    if fault:
+        raise UserError(f"{visible(name if len(name) < 200 else name[:200] + '…')}: {fault}")
 
 
 def visible(text: str) -> str:

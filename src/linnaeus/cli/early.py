@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.options import parse_settings
 from linnaeus.distributed.environment import process_info
-from linnaeus.errors import MODEL, UserError, did_you_mean, did_you_mean_network, no_model
+from linnaeus.errors import MODEL, UserError, did_you_mean, did_you_mean_network, no_model, refuse_name
 from linnaeus.files import disk_errors
 from linnaeus.runs import layout
 
@@ -218,6 +218,7 @@ def check_examples(folder: str | None) -> None:
 
 def check_new_folder(out: str) -> None:
     """Raise UserError if a run folder exists already, and JobError or UserError if it cannot be made."""
+    refuse_name(out)
     folder = Path(out)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     taken = any(not name.startswith(".") and name != "checkpoint" for name in names)

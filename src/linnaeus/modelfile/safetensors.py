@@ -52,7 +52,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linnaeus.errors import MODEL, UserError, no_model, one_line
+from linnaeus.errors import MODEL, UserError, no_model, one_line, refuse_name
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights
 from linnaeus.modelfile.hub_models import fetch_model
@@ -190,6 +190,7 @@ def model_path(model: str | Path) -> Path:
     """MODEL of the command line: a run folder, a model file, or `hf:OWNER/NAME` on the hub, which is fetched."""
     if str(model).startswith(MODEL_PREFIX):
         return fetch_model(str(model))
+    refuse_name(model)
     path = Path(model)
     if path.is_dir():
         if not (path / MODEL).is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, visible
@@ -103,9 +104,13 @@ def without_recipe(error: UserError, name: str) -> str:
 def validate(raw: dict[str, Any], origin: str) -> Recipe:
     """Validate a parsed recipe. Raises UserError with the first mistake, as one line."""
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
+        recipe.model_dump_json()
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from None
+    except PydanticSerializationError:  # the name of a file, which may have any bytes
+        raise UserError(f"{origin}: a text that is not UTF-8; rename the file that it names") from None
+    return recipe
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

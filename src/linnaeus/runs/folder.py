@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError, UserError, refuse_name
 from linnaeus.files import atomic, csv_file, disk_errors, numbered, sync, write_text
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.recipe import Recipe
@@ -49,7 +49,9 @@ class RunFolder:
 
     @staticmethod
     def check(out: str | Path | None) -> None:
-        """Raise UserError if `out` is a file or a folder that is not empty."""
+        """Raise UserError if `out` is a file or a folder that is not empty, or has a name that no file can have."""
+        if out is not None:
+            refuse_name(out)
         if out is not None and os.path.lexists(out) and not (Path(out).is_dir() and is_vacant(Path(out))):
             raise UserError(f"{out}: already exists; choose another --out, or remove it")
 
