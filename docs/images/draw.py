@@ -237,7 +237,7 @@ def terminal(work: Path, width: int) -> Image.Image:
     """The command and its last lines of output."""
     output = (work / "train.txt").read_text().splitlines()
     lines = ["$ linnaeus train digits --recipe digits"]
-    for word in ("test ", "certainty ", "unknown ", "time ", "model ", "report "):
+    for word in ("valid ", "test ", "unknown ", "time ", "model ", "report "):
         line = next(line for line in output if line.startswith(word)).replace(" %", "\u00a0%")
         lines += textwrap.wrap(line, 65, subsequent_indent=" " * 10, drop_whitespace=True)
     image = Image.new("RGB", (width, 33 * len(lines) + 36), "#f3f5f7")
