@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import GRAY, mini, write_images
+from tiny import GRAY, SIDE, mini, write_images, write_recipe
 
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Prediction, load
@@ -55,6 +55,20 @@ def test_evaluate_says_so_first_and_counts_no_answer_as_given(model: Path, tmp_p
     said = say("evaluate", model, images)
     assert said.err.splitlines()[0] == f"warning: {model}: {NOTICE}"
     assert "none: even the most confident answers are wrong more often" in said.out
+
+
+def test_train_says_so_first_and_once(tmp_path: Path, say):
+    data = tmp_path / "data"
+    for name in CLASSES:  # the same kind of noise in each class
+        (data / name).mkdir(parents=True)
+        for i, image in enumerate(np.random.default_rng(int(name)).integers(0, 255, (20, SIDE, SIDE), np.uint8)):
+            Image.fromarray(image).save(data / name / f"{i}.png")
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    said = say("train", data, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
+    lines = said.out.splitlines()
+    (place,) = [k for k, line in enumerate(lines) if NOTICE in line]
+    assert lines[place] == f"unsure    {NOTICE}"
+    assert place < next(k for k, line in enumerate(lines) if line.startswith("valid "))
 
 
 def test_a_probability_that_is_not_a_number_is_unsure():

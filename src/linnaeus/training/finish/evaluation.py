@@ -157,3 +157,9 @@ class FinalEvaluation:
             f"unsure    {self.calibration.rule.brief}",
             *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
         ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of `lines` that a user has to read before any figure."""
+        notice = self.calibration.rule.notice
+        return [f"unsure    {notice}"] if notice else []

@@ -180,6 +180,8 @@ def _write_results(
     assert chosen is not None
     if warning := _difference(evaluation, chosen, rounding_error(prepared)):
         prepared.console.warn(warning)
+    for line in evaluation.warnings:
+        prepared.console.say(line)
     header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
@@ -196,7 +198,8 @@ def _write_results(
     if prepared.changes is not None:
         prepared.changes.write(folder.path)
     ending.timings.add_since("evaluate", started)
-    say_figures(evaluation.figures, evaluation.lines(), prepared.console)  # plots and report take seconds
+    rest = [line for line in evaluation.lines() if line not in evaluation.warnings]
+    say_figures(evaluation.figures, rest, prepared.console)  # plots and report take seconds
     if ending.draw:
         _draw_plots(prepared, ending, evaluation)
     ending.timings.update_total()

