@@ -190,6 +190,12 @@ def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     return images_by_class
 
 
+def images_of_classes(folder: Path) -> dict[str, list[str]]:
+    """Class name -> absolute paths of its images, sorted, for the class folders in `folder`, however deep they lie."""
+    root = os.path.abspath(folder)
+    return _classes(Scan(root), root, "")
+
+
 def _pass_over_files(scan: Scan, files: list[os.DirEntry[str]]) -> None:
     """Files that lie in no class folder."""
     for entry in files:

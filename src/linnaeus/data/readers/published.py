@@ -16,23 +16,28 @@ import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.class_names import class_name, natural_order, read_text
-from linnaeus.data.images.decode import IMAGE_SUFFIXES
+from linnaeus.data.readers.folder import images_of_classes
 from linnaeus.data.readers.listfile import Rows, label_of, locate
 from linnaeus.data.readers.repeats import without_repeats
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 Entry = tuple[int, str, str]  # line number in the list, path of the image, label
+SPLITS = {"train": "train", "valid": "val", "test": "test"}
+"""Our name of a split -> its name in the lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The lists of a benchmark."""
+    """The images of a benchmark."""
 
     title: str
     parts: list[Rows]
-    names: dict[str, str] = dataclasses.field(default_factory=dict)  # class -> display name
-    note: str = ""  # what the lists leave open
+    """With the paths of images that are known to exist."""
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Class -> display name, where they differ."""
+    note: str = ""
+    """What the lists leave open."""
 
 
 def open_published(source: str, path: Path, names: set[str]) -> Table | None:
@@ -41,15 +46,15 @@ def open_published(source: str, path: Path, names: set[str]) -> Table | None:
     Raises UserError for a list that is damaged, or that names an image which does not exist.
     """
     for layout in LAYOUTS:
-        found = layout(path, names)
-        if found is not None:
-            return _table(source, path, found)
+        published = layout(path, names)
+        if published is not None:
+            return _table(source, path, published)
     return None
 
 
 def _table(source: str, path: Path, published: Published) -> Table:
     parts = published.parts
-    paths = [image for part in parts for image in locate(part)]
+    paths = tuple(image for part in parts for image in part.texts)
     labels = [label for part in parts for label in part.labels]
     split = np.array([split for part in parts for split in part.splits], dtype="<U5")
     classes = tuple(natural_order(labels))
@@ -60,15 +65,15 @@ def _table(source: str, path: Path, published: Published) -> Table:
     shown = tuple(
         f"{name} ({key})" if shown.count(name) > 1 else name for key, name in zip(classes, shown, strict=True)
     )
-    table = Table(source, "list", classes, shown, numbers, split, paths=tuple(paths), root=str(path.absolute()))
+    table = Table(source, "list", classes, shown, numbers, split, paths=paths, root=str(path.absolute()))
     files = ", ".join(sorted({os.path.relpath(part.file, path) for part in parts}))
     more = f"; {published.note}" if published.note else ""
     notes = (f"layout of {published.title}: labels and split are read from {files}{more}",)
     return without_repeats(table.with_notes(*notes, *(note for part in parts for note in part.notes)))
 
 
-def _rows(file: Path, entries: Iterable[Entry], split: str | list[str]) -> Rows:
-    """The rows of a list, in one split or in a split for each."""
+def _listed(file: Path, entries: Iterable[Entry], split: str | list[str]) -> Rows:
+    """The images of a list, in one split or in a split for each."""
     rows = Rows(file)
     for number, image, label in entries:
         rows.lines.append(number)
@@ -77,7 +82,26 @@ def _rows(file: Path, entries: Iterable[Entry], split: str | list[str]) -> Rows:
     if not rows.texts:
         raise UserError(f"{file}: lists no images; is the dataset complete?")
     rows.splits = [split] * len(rows.texts) if isinstance(split, str) else split
+    rows.texts = locate(rows)
     return rows
+
+
+def _in_class_folders(folder: Path, split: str) -> Rows:
+    """The images of the class folders in `folder`."""
+    rows = Rows(folder)
+    for name, images in images_of_classes(folder).items():
+        rows.texts += images
+        rows.labels += [name] * len(images)
+    if not rows.texts:
+        raise UserError(f"{folder}: holds no images; is the dataset complete?")
+    rows.splits = [split] * len(rows.texts)
+    return rows
+
+
+def _lists(folder: Path, files: dict[str, str]) -> dict[str, Path] | None:
+    """Split -> its list, from split -> file name; None unless all are there."""
+    lists = {split: folder / name for split, name in files.items()}
+    return lists if all(map(tree.is_file, lists.values())) else None
 
 
 def _lines(file: Path, words: int) -> Iterator[tuple[int, list[str]]]:
@@ -90,131 +114,116 @@ def _lines(file: Path, words: int) -> Iterator[tuple[int, list[str]]]:
             yield number, parts
 
 
-def _table_of_two(file: Path) -> dict[str, str]:
+def _pairs(file: Path) -> dict[str, str]:
     """First word -> rest of each line."""
     return {key: rest for _, (key, rest) in _lines(file, 2)}
+
+
+def _first_names(file: Path) -> dict[str, str]:
+    """Class -> the first of its names, from lines `class name, other name`; empty without the file."""
+    return {key: names.split(",")[0] for key, names in _pairs(file).items()} if tree.is_file(file) else {}
+
+
+def _by_folder(images: Path, listed: Iterable[tuple[int, str]]) -> Iterator[Entry]:
+    """Lines of `class/image`, below the folder `images`."""
+    for number, image in listed:
+        yield number, os.path.join(images, image), class_name(image.split("/")[0])
 
 
 def _birds(path: Path, names: set[str]) -> Published | None:
     """Lists of `id value`: images.txt, image_class_labels.txt, train_test_split.txt (1: training), classes.txt."""
     if not {"images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"} <= names:
         return None
-    labels = _table_of_two(path / "image_class_labels.txt")
-    training = _table_of_two(path / "train_test_split.txt")
-    names_of = _table_of_two(path / "classes.txt")
+    file, labels = path / "images.txt", _pairs(path / "image_class_labels.txt")
+    training, names_of = _pairs(path / "train_test_split.txt"), _pairs(path / "classes.txt")
     # NABirds has several classes of one name, so there the number is the class.
     numbered = len(set(names_of.values())) < len(names_of)
     entries, splits = [], []
-    for number, (key, image) in _lines(path / "images.txt", 2):
+    for number, (key, image) in _lines(file, 2):
         label = labels.get(key, "")
         lacks = "image_class_labels.txt" if key not in labels else "train_test_split.txt" if key not in training else ""
         if lacks or label not in names_of:
             subject = f"image {key}" if lacks else f"class {label} of image {key}"
-            where = f"{path / 'images.txt'}:{number}"
-            raise UserError(f"{where}: {subject} is not in {lacks or 'classes.txt'}; is the dataset complete?")
+            lacks = lacks or "classes.txt"
+            raise UserError(f"{file}:{number}: {subject} is not in {lacks}; is the dataset complete?")
         entries.append((number, os.path.join(path, "images", image), label if numbered else names_of[label]))
         splits.append("train" if training[key] == "1" else "test")
     title = "NABirds" if numbered else "CUB-200-2011"
-    return Published(title, [_rows(path / "images.txt", entries, splits)], names_of if numbered else {})
+    return Published(title, [_listed(file, entries, splits)], names_of if numbered else {})
 
 
 def _pets(path: Path, names: set[str]) -> Published | None:
     """annotations/trainval.txt and test.txt: `Name_of_breed_12 class species breed`."""
-    lists = {split: path / "annotations" / f"{stem}.txt" for split, stem in (("train", "trainval"), ("test", "test"))}
-    if not {"images", "annotations"} <= names or not all(map(tree.is_file, lists.values())):
+    lists = _lists(path / "annotations", {"train": "trainval.txt", "test": "test.txt"})
+    if "images" not in names or lists is None:
         return None
 
     def entries(file: Path) -> Iterator[Entry]:
         for number, (image, *_) in _lines(file, 4):
             yield number, os.path.join(path, "images", f"{image}.jpg"), image.rpartition("_")[0]
 
-    parts = [_rows(file, entries(file), split) for split, file in lists.items()]
-    return Published("Oxford-IIIT Pet", parts)
+    return Published("Oxford-IIIT Pet", [_listed(file, entries(file), split) for split, file in lists.items()])
 
 
 def _tiny_imagenet(path: Path, names: set[str]) -> Published | None:
     """train/CLASS/images, and val/images with val/val_annotations.txt: `image class box`."""
-    annotations = path / "val" / "val_annotations.txt"
-    if "train" not in names or not tree.is_file(annotations):
+    lists = _lists(path / "val", {"valid": "val_annotations.txt"})
+    if "train" not in names or lists is None:
         return None
-    folders = sorted(name for name in tree.names(path / "train") if tree.is_folder(path / "train" / name / "images"))
-    found = [
-        (0, os.path.join(path, "train", name, "images", image), name)
-        for name in folders
-        for image in sorted(tree.names(path / "train" / name / "images"))
-        if Path(image).suffix.lower() in IMAGE_SUFFIXES
-    ]
-    entries = [
-        (number, os.path.join(path, "val", "images", image), label)
-        for number, (image, label, _) in _lines(annotations, 3)
-    ]
-    words = _table_of_two(path / "words.txt") if "words.txt" in names else {}
-    parts = [_rows(path / "train", found, "train"), _rows(annotations, entries, "valid")]
-    return Published("Tiny ImageNet", parts, {key: name.split(",")[0] for key, name in words.items()})
+    file = lists["valid"]
+    entries = ((k, os.path.join(path, "val", "images", image), label) for k, (image, label, _) in _lines(file, 3))
+    parts = [_in_class_folders(path / "train", "train"), _listed(file, entries, "valid")]
+    return Published("Tiny ImageNet", parts, _first_names(path / "words.txt"))
 
 
 def _aircraft(path: Path, names: set[str]) -> Published | None:
     """data/images_variant_train.txt, _val and _test: `image name of the variant`."""
     data = path if "images_variant_train.txt" in names else path / "data"
-    lists = {split: data / f"images_variant_{stem}.txt" for split, stem in SPLITS.items()}
-    if not all(map(tree.is_file, lists.values())):
+    lists = _lists(data, {split: f"images_variant_{stem}.txt" for split, stem in SPLITS.items()})
+    if lists is None:
         return None
-    parts = [
-        _rows(
-            file, ((k, os.path.join(data, "images", f"{image}.jpg"), name) for k, (image, name) in _lines(file, 2)), s
-        )
-        for s, file in lists.items()
-    ]
+
+    def entries(file: Path) -> Iterator[Entry]:
+        for number, (image, variant) in _lines(file, 2):
+            yield number, os.path.join(data, "images", f"{image}.jpg"), variant
+
+    parts = [_listed(file, entries(file), split) for split, file in lists.items()]
     return Published("FGVC-Aircraft", parts, note="families and manufacturers are other lists beside them")
 
 
 def _textures(path: Path, names: set[str]) -> Published | None:
     """labels/train1.txt, val1.txt, test1.txt: `class/image`, the first of ten splits."""
-    lists = {split: path / "labels" / f"{stem}1.txt" for split, stem in SPLITS.items()}
-    if "images" not in names or not all(map(tree.is_file, lists.values())):
+    lists = _lists(path / "labels", {split: f"{stem}1.txt" for split, stem in SPLITS.items()})
+    if "images" not in names or lists is None:
         return None
-    parts = [
-        _rows(
-            file, ((k, os.path.join(path, "images", i), class_name(i.split("/")[0])) for k, (i,) in _lines(file, 1)), s
-        )
-        for s, file in lists.items()
-    ]
+
+    def entries(file: Path) -> Iterator[Entry]:
+        return _by_folder(path / "images", ((number, image) for number, (image,) in _lines(file, 1)))
+
+    parts = [_listed(file, entries(file), split) for split, file in lists.items()]
     return Published("DTD", parts, note="the first of its ten splits")
 
 
 def _imagenet(path: Path, names: set[str]) -> Published | None:
     """ILSVRC/Data/CLS-LOC/train/CLASS, and val with LOC_val_solution.csv: `image,class box class box`."""
-    solution = path / "LOC_val_solution.csv"
-    data = path / "ILSVRC" / "Data" / "CLS-LOC"
-    if "LOC_val_solution.csv" not in names or not tree.is_folder(data / "train"):
+    lists, data = _lists(path, {"valid": "LOC_val_solution.csv"}), path / "ILSVRC" / "Data" / "CLS-LOC"
+    if lists is None or not tree.is_folder(data / "train"):
         return None
-    found = [
-        (0, os.path.join(data, "train", name, image), name)
-        for name in sorted(tree.names(data / "train"))
-        if tree.is_folder(data / "train" / name)
-        for image in sorted(tree.names(data / "train" / name))
-        if Path(image).suffix.lower() in IMAGE_SUFFIXES
-    ]
     entries = []
-    for number, line in enumerate(read_text(solution).split("\n"), 1):
+    for number, line in enumerate(read_text(lists["valid"]).split("\n"), 1):
         image, _, boxes = line.strip().partition(",")
         if boxes and number > 1:
             entries.append((number, os.path.join(data, "val", f"{image}.JPEG"), boxes.split()[0]))
-    mapping = path / "LOC_synset_mapping.txt"
-    words = _table_of_two(mapping) if tree.is_file(mapping) else {}
-    parts = [_rows(data / "train", found, "train"), _rows(solution, entries, "valid")]
-    return Published("ImageNet", parts, {key: name.split(",")[0] for key, name in words.items()})
+    parts = [_in_class_folders(data / "train", "train"), _listed(lists["valid"], entries, "valid")]
+    return Published("ImageNet", parts, _first_names(path / "LOC_synset_mapping.txt"))
 
 
 def _dogs(path: Path, names: set[str]) -> Published | None:
     """train_list.mat and test_list.mat: a cell array `file_list` of `class/image`, beside Images."""
-    lists = {"train": path / "train_list.mat", "test": path / "test_list.mat"}
-    if "Images" not in names or not all(map(tree.is_file, lists.values())):
+    lists = _lists(path, {"train": "train_list.mat", "test": "test_list.mat"})
+    if "Images" not in names or lists is None:
         return None
-    parts = [
-        _rows(file, ((k, os.path.join(path, "Images", i), class_name(i.split("/")[0])) for k, i in _cells(file)), split)
-        for split, file in lists.items()
-    ]
+    parts = [_listed(file, _by_folder(path / "Images", _cells(file)), split) for split, file in lists.items()]
     return Published("Stanford Dogs", parts)
 
 
@@ -230,7 +239,6 @@ def _cells(file: Path) -> list[tuple[int, str]]:
         ) from None
 
 
-SPLITS = {"train": "train", "valid": "val", "test": "test"}  # our name -> the name in the lists
 LAYOUTS: tuple[Callable[[Path, set[str]], Published | None], ...] = (
     _birds,
     _pets,
