@@ -18,17 +18,15 @@ _VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in CONTRO
 def refuse_name(path: str | os.PathLike[str]) -> None:
     """Raise UserError for a path that no model file can have: too long, with a NUL, or not UTF-8."""
     name = os.fspath(path)
-    fault = ""
+    shown = visible(name if len(name) < 200 else name[:200] + "…")
     if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         # safetensors opens no file whose path is not UTF-8.
-        fault = "a name with bytes that are not UTF-8 or are 0; rename it, or choose another"
-    else:
-        try:
-            Path(name).lstat()
-        except OSError as error:
-            fault = "a name that is too long; choose a shorter one" if error.errno == errno.ENAMETOOLONG else ""
-    if fault:
-        raise UserError(f"{visible(name if len(name) < 200 else name[:200] + '…')}: {fault}")
+        raise UserError(f"{shown}: a name with bytes that are not UTF-8 or are 0; rename it, or choose another")
+    try:
+        Path(name).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{shown}: a name that is too long; choose a shorter one") from None
 
 
 def visible(text: str) -> str:

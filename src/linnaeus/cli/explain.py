@@ -93,8 +93,7 @@ def explain(
     console = make_console(sys.stderr)
     from linnaeus.cli.sheets import Sheets
 
-    sheets = Sheets.of(classifier, Path(out), class_name, method, stage)
-    sheets.top = top or NEIGHBORS
+    sheets = Sheets.of(classifier, Path(out), class_name, method, stage, top or NEIGHBORS)
     if like is not None:
         sheets.compare_with(like, console)
     if because:

@@ -71,23 +71,25 @@ class Sheets:
     """Index of the class to explain; None for the predicted class of each image."""
     method: str
     stages: tuple[str, ...]
+    top: int
+    """Number of training images to show."""
     gallery: Gallery | None = None
     """Training images to compare with."""
     influence: TrainingInfluence | None = None
     """Training images whose pull is computed."""
-    top: int = 0
-    """Number of training images to show."""
     missing: str = ""
     """Characters that no installed font contains."""
     names: set[str] = field(default_factory=set)
     """File names in use, case-folded because some file systems ignore case."""
 
     @classmethod
-    def of(cls, classifier: Classifier, folder: Path, class_name: str | None, method: str, stage: str | None) -> Sheets:
+    def of(
+        cls, classifier: Classifier, folder: Path, class_name: str | None, method: str, stage: str | None, top: int
+    ) -> Sheets:
         """Sheets for a class, by default the predicted one, and a stage. Raises UserError if there is no such one."""
         target = None if class_name is None else find_class(classifier, class_name)
         stages = choose_stages(classifier.network, classifier.preprocessing.size, stage) if method == "gradcam" else ()
-        return cls(classifier, folder, target, method, stages)
+        return cls(classifier, folder, target, method, stages, top)
 
     def compare_with(self, source: str, console: Console) -> None:
         """Show the most similar images of `source` on every sheet."""

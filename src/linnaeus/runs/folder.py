@@ -50,9 +50,10 @@ class RunFolder:
     @staticmethod
     def check(out: str | Path | None) -> None:
         """Raise UserError if `out` is a file or a folder that is not empty, or has a name that no file can have."""
-        if out is not None:
-            refuse_name(out)
-        if out is not None and os.path.lexists(out) and not (Path(out).is_dir() and is_vacant(Path(out))):
+        if out is None:
+            return
+        refuse_name(out)
+        if os.path.lexists(out) and not (Path(out).is_dir() and is_vacant(Path(out))):
             raise UserError(f"{out}: already exists; choose another --out, or remove it")
 
     @classmethod

@@ -35,7 +35,8 @@ BY_SUFFIX = {
 CONVERT = "save them as PNG or TIFF"
 UNREAD_IMAGES = {
     **dict.fromkeys(
-        (".dcm", ".dicom"), f"DICOM, which is not read: {CONVERT}, for example with pydicom, in one window"
+        (".dcm", ".dicom"),
+        f"DICOM, which is not read: {CONVERT}, for example with pydicom, all with the same window of intensities",
     ),
     **dict.fromkeys((".nii", ".nii.gz", ".nrrd", ".mha"), "volumes, not images: save the slices as PNG or TIFF"),
     **dict.fromkeys(
