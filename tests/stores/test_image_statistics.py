@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from scenes import bomb, encoded, scene, write_scenes
 
 from linnaeus.cache import default_cache
-from linnaeus.data.images.decode import FORMATS, RowSpec, UnreadableError
+from linnaeus.data.images.decode import FORMATS, RowSpec, UnreadableError, load_row
 from linnaeus.data.images.pixel_statistics import STATISTICS, file_statistics, pixel_statistics, sharpness
 from linnaeus.data.sources import open_source
 from linnaeus.stores import image_statistics
@@ -237,3 +237,20 @@ def test_files_truncated_anywhere_are_reported(tmp_path: Path):
     found = compute_statistics(open_source(tmp_path), cache=None)
     assert len(found.failed) == 25
     assert {failure.kind for failure in found.failed.values()} <= {"empty", "truncated", "unreadable"}
+
+
+def test_pages_are_counted_once_and_then_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of what a check decodes, and of what is decoded for a pixel store."""
+    folder = write_scenes(tmp_path / "images", each=2)
+    frames = [Image.new("RGB", (300, 280), (k, 90, 40)) for k in range(3)]
+    frames[0].save(folder / "oak" / "scan.tif", save_all=True, append_images=frames[1:])
+    table = open_source(folder)
+    cache = default_cache()
+    (k,) = (k for k, path in enumerate(table.paths or ()) if path.endswith("scan.tif"))
+    builder = image_statistics.StatisticsBuilder(table, cache)
+    load_row(table.image(k), RowSpec(64), lambda image: builder.observe(k, image))
+    assert builder.finish().rows["pages"].tolist() == [3 if i == k else 1 for i in range(len(table))]
+    assert compute_statistics(table, cache=None).rows["pages"][k] == 3
+    monkeypatch.setattr(image_statistics, "page_count", None)
+    monkeypatch.setattr(image_statistics, "file_statistics", None)
+    assert compute_statistics(table, cache=cache).rows["pages"][k] == 3

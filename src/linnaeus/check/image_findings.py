@@ -6,11 +6,9 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from linnaeus.check.findings import Finding
 from linnaeus.console import counted
-from linnaeus.data import tree
 from linnaeus.data.images.decode import FORMATS, IMAGE_SUFFIXES
 from linnaeus.data.table import Table
 from linnaeus.stores.image_statistics import ImageStatistics
@@ -29,9 +27,6 @@ SUFFIXES = {
     "TGA": ".tga",
 }
 """Format -> valid file extensions, the usual one first."""
-
-MULTIPLE = ("GIF", "TIFF", "WEBP")
-"""Formats in which files of several pages or frames are usual. A second image in an MPO is a preview or for 3D."""
 
 ONE_COLOR = 8.0  # range of gray levels, of 255, below which an image shows nothing
 DARK, BRIGHT = 40.0, 200.0  # upper end of a dark image, lower end of a bright one
@@ -61,28 +56,17 @@ def file_findings(table: Table, statistics: ImageStatistics) -> list[Finding]:
 
 def page_findings(table: Table, statistics: ImageStatistics) -> list[Finding]:
     """Files of several pages or frames, of which only the first one is used."""
-    if table.paths is None:
+    pages = statistics.rows["pages"]
+    order = np.flatnonzero(pages > 1)
+    if not len(order):
         return []
-    formats = statistics.rows["format"]
-    candidates = [i for i in statistics.readable.tolist() if FORMATS[formats[i]] in MULTIPLE]
-    pages = {i: count for i in candidates if (count := _pages(table.paths[i])) > 1}
-    if not pages:
-        return []
-    order = sorted(pages, key=lambda i: -pages[i])
-    classes = tuple(dict.fromkeys(name for i in order for name in table.labels_of(i)))
+    order = order[np.argsort(-pages[order].astype(int), kind="stable")]
+    classes = tuple(dict.fromkeys(name for i in order.tolist() for name in table.labels_of(i)))
     detail = (
-        f"{counted(len(pages), 'file')} with several pages or frames (up to {pages[order[0]]}), of which only the "
+        f"{counted(len(order), 'file')} with several pages or frames (up to {pages[order[0]]}), of which only the "
         "first is used; save each page that matters as an image of its own"
     )
-    return [Finding("pages", "warning", tuple(table.sample_id(i) for i in order), classes, detail)]
-
-
-def _pages(path: str) -> int:
-    try:
-        with tree.open_binary(path) as file, Image.open(file, formats=MULTIPLE) as image:
-            return getattr(image, "n_frames", 1)
-    except Exception:  # a damaged directory behind a first page that can be read
-        return 1
+    return [Finding("pages", "warning", tuple(table.sample_id(i) for i in order.tolist()), classes, detail)]
 
 
 @dataclass

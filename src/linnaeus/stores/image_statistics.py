@@ -22,14 +22,22 @@ from numpy.lib import format
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.background import Progress, in_order
 from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError
-from linnaeus.data.images.pixel_statistics import SHORT, STATISTICS, file_statistics, pixel_statistics, statistics_of
+from linnaeus.data.images.pixel_statistics import (
+    MULTIPLE,
+    SHORT,
+    STATISTICS,
+    file_statistics,
+    page_count,
+    pixel_statistics,
+    statistics_of,
+)
 from linnaeus.data.images.resize import Upright
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.pixels import lookup
 
-VERSION = 6
+VERSION = 7
 CHUNK = 4096  # rows in memory at once, 5 MB
 ROWS, FAILED = "looks.npy", "failed.json"
 
@@ -136,6 +144,10 @@ class StatisticsBuilder:
         if self._place[i] >= 0:
             return
         row = statistics_of(image)
+        if image.format in MULTIPLE:
+            source = self._decoding.source(i)
+            assert not isinstance(source, np.ndarray), "an array has no format"
+            row["pages"] = page_count(source, image.format)
         with self._lock, suppress(OSError):  # where the disk is full, `finish` says so
             self._observed.seek(i * STATISTICS.itemsize)
             self._observed.write(row.tobytes())

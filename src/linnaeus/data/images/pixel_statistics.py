@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import numpy as np
 from PIL import Image
 
+from linnaeus.data import tree
 from linnaeus.data.images.content import UNKNOWN, pixel_hash
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
 from linnaeus.data.images.hashing import ALL_WINDOWS, FLAT, MIN_SIDE, ORIENTATIONS, content_window, difference_hashes
@@ -18,6 +20,8 @@ TINT_TOLERANCE = 0.1
 """Difference in a color share from which images in the same frame are variants, such as a red and a blue car, and no
 copies, unless one of them is gray. It does not apply to different frames: zoomed in, a red flower fills the image."""
 GRAY_TOLERANCE = 0.01  # distance of the color shares of a gray image from 1/3
+MULTIPLE = ("GIF", "TIFF", "WEBP")
+"""Formats in which files of several pages or frames are usual. A second image in an MPO is a preview or for 3D."""
 TILES = 8  # tiles a side for the sharpness
 assert SHORT <= INSPECTED
 
@@ -27,6 +31,7 @@ STATISTICS = np.dtype(
         ("height", "<i4"),  # of the whole image, upright; 0 if it could not be read
         ("width", "<i4"),
         ("format", "u1"),  # index into FORMATS, or 255 if the source holds arrays
+        ("pages", "<u2"),  # pages or frames of the file; 1 where its format is not in MULTIPLE
         ("digest", "<u8", (2,)),  # of the decoded pixels and their size
         ("pixels", "<u8"),  # content hash of the pixels, if the image is too small or flat for the hashes below; else 0
         ("windows", "<u8", (ALL_WINDOWS, 2)),  # difference hashes, by columns and by rows
@@ -47,7 +52,22 @@ def file_statistics(path: str | bytes) -> np.ndarray:
     A large JPEG is decoded at reduced size. The digest is of these pixels; two files with the same image are still
     recognized, because both are reduced alike.
     """
-    return statistics_of(inspect(path))
+    upright = inspect(path)
+    row = statistics_of(upright)
+    row["pages"] = page_count(path, upright.format)
+    return row
+
+
+def page_count(source: str | bytes, form: str) -> int:
+    """Pages or frames of a file of a format, or its bytes, at most 65,535. Only files of MULTIPLE are opened."""
+    if form not in MULTIPLE:
+        return 1
+    try:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else tree.open_binary(source)
+        with opened as file, Image.open(file, formats=MULTIPLE) as image:
+            return min(getattr(image, "n_frames", 1), 65_535)
+    except Exception:  # a damaged directory behind a first page that can be read
+        return 1
 
 
 def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
@@ -57,10 +77,11 @@ def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
 
 
 def statistics_of(upright: Upright) -> np.ndarray:
-    """A row of STATISTICS, of shape ()."""
+    """A row of STATISTICS, of shape (), with one page."""
     image, (width, height) = upright.image, upright.size
     row = np.zeros((), STATISTICS)
     row["height"], row["width"] = height, width
+    row["pages"] = 1
     row["format"] = FORMATS.index(upright.format) if upright.format else 255
     pixels = np.asarray(image)
     # The shape belongs to the digest: other shapes may have the same bytes.
