@@ -20,6 +20,7 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.export import gate, int8, onnx_file
 from linnaeus.export import onnx as export_module
 from linnaeus.export.int8 import BATCH, network_input, observe
+from linnaeus.export.gate_table import render
 from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.export.sample_images import collect_samples, split_calibration
 from linnaeus.inference.classifier import Classifier, load
@@ -224,6 +225,10 @@ def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path
     )  # of equal schemes the first, which is faster
     assert result.passed is not None
     assert result.passed.scheme == best.scheme
+    rows = [line for line in render(result).splitlines() if "-bit weights" in line and "full size" not in line]
+    for row, attempt in zip(rows, result.attempts, strict=True):
+        outcome = "written" if attempt is result.passed else "rejected" if attempt.refused else "passed"
+        assert row.split()[0] == outcome
     types = {i.data_type for i in onnx.load(path).graph.initializer if len(i.dims) == 4}
     assert types <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT}
     wide = result.passed.scheme == str(int8.SCHEMES[1])
@@ -240,6 +245,8 @@ def test_a_file_that_does_not_agree_is_not_written(run: Path, data: Path, tmp_pa
     assert output.status == 1
     assert "min-max, 7-bit weights: agrees on" in output.out
     assert "99.0 % is required" in output.out
+    outcomes = [line.split()[0] for line in output.out.splitlines() if "-bit weights" in line]
+    assert outcomes == ["rejected", "rejected"]
     assert "no file was written" in output.err
     assert out.read_bytes() == b"old"
     written = json.loads((tmp_path / "gate.json").read_text())
