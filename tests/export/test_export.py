@@ -19,8 +19,8 @@ from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.export import gate, int8, onnx_file
 from linnaeus.export import onnx as export_module
-from linnaeus.export.int8 import BATCH, network_input, observe
 from linnaeus.export.gate_table import render
+from linnaeus.export.int8 import BATCH, network_input, observe
 from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.export.sample_images import collect_samples, split_calibration
 from linnaeus.inference.classifier import Classifier, load
