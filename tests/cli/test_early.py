@@ -130,6 +130,42 @@ def test_a_mistake_is_reported_without_torch(name: str, place: Path):
     assert float(seconds) < LIMIT
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        ("train nowhere", ["numpy", "pydantic", "email", "linnaeus.data.sources"]),
+        ("evaluate m.safetensors nowhere", ["numpy", "pydantic", "email", "linnaeus.data.sources"]),
+        ("train images --set data.siz=3", ["numpy", "linnaeus.data.sources"]),
+        ("--help", ["numpy", "pydantic", "email", "linnaeus.data.sources"]),
+    ],
+)
+def test_a_mistake_is_reported_without_the_readers_of_sources(arguments: str, unneeded: list[str], place: Path):
+    """Imports are nearly all of the time; the readers, with numpy, were more than half of it."""
+    program = f"{PROGRAM}print([name for name in {unneeded} if name in sys.modules])"
+    command = [sys.executable, "-c", program, *arguments.split()]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("file.zip/rose", "not a readable zip"),
+        ("nowhere/a-{0..3}.tar", "nowhere/a-0.tar: cannot be read"),
+        ("mnis", "did you mean mnist?"),
+        ("ftp://a.org/b", "only shards can be read from an address"),
+        ("a" * 300, "cannot be opened"),
+    ],
+)
+def test_what_may_be_no_plain_path_is_left_to_the_readers(source: str, message: str, place: Path, monkeypatch):
+    from linnaeus.cli.early import check_source
+    from linnaeus.errors import UserError
+
+    monkeypatch.chdir(place)
+    with pytest.raises(UserError, match=message):
+        check_source(source)
+
+
 def test_a_number_of_bits_is_a_precision(tmp_path: Path):
     from linnaeus.errors import UserError
     from linnaeus.recipe import load_recipe

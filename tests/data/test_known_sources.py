@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from linnaeus.data.catalog import KNOWN
 from linnaeus.data.download import FetchError
 from linnaeus.data.readers import flowers
-from linnaeus.data.readers.known_sources import KNOWN, home, known_sources, pull
+from linnaeus.data.readers.known_sources import home, known_sources, pull
 from linnaeus.data.sources import open_source
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError

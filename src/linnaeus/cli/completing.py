@@ -9,7 +9,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from linnaeus.device import DEVICES
-from linnaeus.recipe.networks import NETWORKS
 
 Names = Callable[[], Iterable[str]]
 
@@ -26,7 +25,7 @@ class Value(click.types.StringParamType):
 
 
 def _sources() -> Iterable[str]:
-    from linnaeus.data.readers.known_sources import KNOWN
+    from linnaeus.data.catalog import KNOWN
 
     return KNOWN
 
@@ -35,6 +34,12 @@ def _recipes() -> Iterable[str]:
     from linnaeus.recipe.load import recipe_names
 
     return recipe_names()
+
+
+def _networks() -> Iterable[str]:
+    from linnaeus.recipe.networks import NETWORKS
+
+    return NETWORKS
 
 
 def _trackers() -> Iterable[str]:
@@ -48,10 +53,10 @@ NAMES: dict[str, Names] = {
     "--recipe": _recipes,
     "--track": _trackers,
     "data pull name": _sources,
-    "models name": lambda: NETWORKS,
+    "models name": _networks,
     "recipes name": _recipes,
     "source": _sources,
-    "train --model": lambda: NETWORKS,
+    "train --model": _networks,
 }
 """Option or argument, where needed after its command -> the names that it accepts; none that need torch."""
 PATHS = re.compile("FILE|DIR|FOLDER|RUN|source|images|model|runs?$")

@@ -61,11 +61,13 @@ def check_training(parameters: Mapping[str, Any]) -> None:
         check_device(parameters["device"])
         CheckpointInterval.parse(parameters["checkpoint_every"])
         check_trackers(("tensorboard",) * parameters["tensorboard"] + parameters["track"])
-        settings = parse_settings(parameters["settings"])
         if parameters["resume"]:
+            parse_settings(parameters["settings"])
             return  # the run that is resumed completes the arguments
-        check_not_a_run(parameters["source"])
+        check_source(parameters["source"])  # first, because recipes take longer to import
+        settings = parse_settings(parameters["settings"])
         recipe = _check_recipe(parameters, settings)
+        check_not_a_run(parameters["source"])
         _check_device_of(recipe, parameters["device"])
         # Without a recipe the images will choose one, whose lists are not known here.
         data = recipe.data.model_dump() if parameters["recipe"] is not None else {}
@@ -154,19 +156,22 @@ def check_source(source: str, lists: Mapping[str, str | None] | None = None) -> 
 
     `lists`: names of list files by split; None checks only whether the source is there.
     """
-    from linnaeus.data.readers.known_sources import KNOWN
-    from linnaeus.data.sources import open_source
+    from linnaeus.data.catalog import KNOWN, not_found
 
     path = Path(source).expanduser()
     try:
         exists = path.exists()
+        # Only the readers know what a range of shards and a path into an archive lead to.
+        missing = not exists and "{" not in source and not any(parent.is_file() for parent in path.parents)
     except (OSError, ValueError):  # a name too long, or with a zero byte
-        exists = False
-    if source in KNOWN and not exists:
+        exists = missing = False
+    if not exists and (source in KNOWN or source.lower().startswith(("http://", "https://"))):
         return  # it may be downloaded
-    if not exists and source.lower().startswith(("http://", "https://")):
-        return
+    if missing:
+        raise UserError(not_found(source))
     if not exists or (lists is not None and _is_small(path)):
+        from linnaeus.data.sources import open_source  # with all readers, which take long to import
+
         files = {split: name for split, name in (lists or {}).items() if (split, name) != ("valid", "test")}
         open_source(source, train=files.get("train"), valid=files.get("valid"), test=files.get("test"))
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Any
 
 import click
@@ -61,6 +60,8 @@ def installation() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata  # with the email package, 13 ms
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

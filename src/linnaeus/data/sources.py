@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from linnaeus.data import tree
 from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.archives.remote import is_address
+from linnaeus.data.catalog import KNOWN, not_found
 from linnaeus.data.class_names import listed
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, shards
@@ -98,9 +98,9 @@ def _open(text: str, lists: dict[str, str], group: str | None, labels: LabelForm
     if exists:
         raise UserError(f"{text}: neither a file nor a folder; give a folder, a list file or a CSV")
     # Last, so that a folder called mnist is preferred to the download.
-    if text in known_sources.KNOWN:
+    if text in KNOWN:
         return known_sources.open_known(text)
-    raise UserError(_not_found(text))
+    raise UserError(not_found(text))
 
 
 def _not_a_path(source: object) -> str:
@@ -110,16 +110,6 @@ def _not_a_path(source: object) -> str:
         f"a source of type {name}; pass the path of a folder, list file or CSV, a known name, or a pandas DataFrame "
         "with the columns path and label (linnaeus.sklearn.ImageClassifier takes arrays and lists)"
     )
-
-
-def _not_found(text: str) -> str:
-    if "://" in text:
-        return (
-            f"{text}: only shards can be read from an address, by http:// or https://; download it, and give the folder"
-        )
-    near = difflib.get_close_matches(text.lower(), known_sources.KNOWN, 1, 0.7)
-    hint = f"did you mean {near[0]}?" if near else f"check the path (known names: {', '.join(known_sources.KNOWN)})"
-    return f"{text}: no such file or folder; {hint}"
 
 
 def is_run_folder(names: Collection[str]) -> bool:
