@@ -52,7 +52,7 @@ def test_few_images():
     found = class_sizes(table({"train": {"a": 9, "b": 30}, "valid": {"a": 4, "b": 20}}))
     assert summary(found) == {
         ("few-images", "warning", ("a",)),
-        ("few-to-measure", "info", ("a",)),
+        ("few-of-class", "info", ("a",)),
         ("few-to-measure", "warning", ()),
     }
     assert class_sizes(table({"": {"a": 10, "b": 10}})) == []

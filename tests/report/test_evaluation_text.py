@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.report.evaluation_text import NAME, render
 from linnaeus.text import align, percent, shorten, width
-from linnaeus.training.finish.evaluation import FinalEvaluation
+from linnaeus.training.finish.evaluation import FinalEvaluation, certainty
 
 
 def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:
@@ -61,16 +64,30 @@ def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed()
     assert f"{percent(mean, 2)} on average, and up to {percent(p95, 2)} in 95 of 100 samples" in text_of(usual, 8)
 
 
-def test_a_calibration_error_that_does_not_improve_is_explained():
-    explained = []
-    for seed in range(12):
-        evaluation = FinalEvaluation({"valid": outputs(24, 3, seed=seed, skill=1.5)}, 1)
-        quality = evaluation.assessments["valid"].calibration
-        line = next(line for line in evaluation.lines() if line.startswith("certainty calibration error"))
-        explained.append("fitted to the log loss" in line)
-        assert explained[-1] == (quality.after["ece"] >= quality.before["ece"])
-    assert True in explained
-    assert False in explained
+@pytest.mark.parametrize(
+    ("before", "after", "by_chance", "words"),
+    [
+        (0.05, 0.02, (0.01, 0.01), ""),
+        (0.02, 0.05, (0.03, 0.06), "; no sign of wrong probabilities: on 60 images, right ones would show up to 6.0 %"),
+        (0.02, 0.05, (0.06, 0.03), "; no sign of wrong probabilities: on 60 images, right ones would show up to 6.0 %"),
+        (
+            0.02,
+            0.05,
+            (0.03, 0.04),
+            "; calibration did not help: read probabilities as a ranking, not as chances of being right",
+        ),
+    ],
+)
+def test_a_calibration_error_that_does_not_improve_is_explained(
+    before: float, after: float, by_chance: tuple[float, float], words: str
+):
+    found = assess(outputs(60, 3), None)
+    effect = replace(found.calibration, before={"ece": before}, after={"ece": after})
+    metrics = replace(found.metrics, ece_by_chance=by_chance)
+    line = certainty(replace(found, calibration=effect, metrics=metrics), "test")
+    result = f"calibration error {percent(after)}, {percent(before)} before calibration (test)"
+    assert line.startswith(result + words)
+    assert words or line == result
 
 
 def test_the_epochs_behind_a_threshold_are_stated():

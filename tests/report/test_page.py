@@ -197,12 +197,12 @@ def test_only_mistakes_have_heat_maps(run: Path):
 
 def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path):
     pair = ["pictures/000-000.png", "pictures/000-006.png"]
-    mild = {"kind": "few-to-measure", "severity": "info", "classes": ["rose"], "detail": "2 in test"}
+    mild = {"kind": "few-of-class", "severity": "info", "classes": ["rose"], "detail": "2 in test"}
     (run / "check.json").write_text(findings(*[mild] * 8, {"paths": pair, "detail": "one image in two splits"}))
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
     assert part.index('Leaks between splits <span class="muted number">1') < part.index(
-        'Few images to evaluate on <span class="muted number">8'
+        'Classes with few images to evaluate on <span class="muted number">8'
     )
     assert part.count("<img ") == 2
     assert "one image in two splits" in part

@@ -214,11 +214,13 @@ def test_two_processes_leave_one_run_folder_as_one_does(
     train(idx, recipe, one)
     monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache of two"))
 
-    def work(rank: int) -> float:
-        return linnaeus.train(idx, str(recipe), out=two, device="cpu").valid.accuracy
+    def work(rank: int) -> list[Any]:
+        run = linnaeus.train(idx, str(recipe), out=two, device="cpu")
+        return [run.valid.accuracy, str(run.selection), run.trust]
 
-    accuracies = several(2, work)
-    assert accuracies[0] == accuracies[1]
+    one_result, other_result = several(2, work)
+    assert one_result == other_result
+    assert "on validation" in one_result[1], "among several epochs"
     rates = [load_recipe(str(run)).phase[0].lr for run in (one, two)]
     assert rates[0] == rates[1]  # rank 0 tests the whole batches, as a single process does
     assert np.allclose(rows(one), rows(two), atol=1e-3)

@@ -68,7 +68,7 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
         detail = (
             f"{counted(n[c], 'image')} in {split}: each one changes the recall of the class by {percent(1 / n[c], 0)}"
         )
-        findings.append(Finding("few-to-measure", "info", (), (table.classes[c],), detail))
+        findings.append(Finding("few-of-class", "info", (), (table.classes[c],), detail))
     images = len(table.where(split))
     if images < FEW_IN_ALL:
         detail = f"{counted(images, 'image')} in {split}: metrics on them are imprecise, see their intervals"

@@ -28,6 +28,7 @@ KINDS = {
     "same-scene": "images of the same scene",
     "few-images": "classes with few training images",
     "few-to-measure": "few images to evaluate on",
+    "few-of-class": "classes with few images to evaluate on",
     "imbalance": "imbalanced classes",
     "wrong-extension": "wrong file extensions",
     "pages": "files of several pages",

@@ -90,6 +90,20 @@ def fitting(split: str, unseen: np.ndarray | None) -> np.ndarray | None:
     return unseen if split == "valid" else None
 
 
+def certainty(assessment: Assessment, place: str) -> str:
+    """How far the probabilities are from the shares of right answers; where calibration brought them no closer, whether
+    chance explains it. `place` names the images."""
+    before, after = (quality["ece"] for quality in (assessment.calibration.before, assessment.calibration.after))
+    change = f"calibration error {percent(after)}, {percent(before)} before calibration ({place})"
+    if after < before:
+        return change
+    # Where almost all answers are certain, the mean exceeds the 95th percentile.
+    if after > (limit := max(assessment.metrics.ece_by_chance)):
+        return f"{change}; calibration did not help: read probabilities as a ranking, not as chances of being right"
+    n = counted(assessment.metrics.n, "image")
+    return f"{change}; no sign of wrong probabilities: on {n}, right ones would show up to {percent(limit)}"
+
+
 def summary_split(assessments: Assessments) -> tuple[str, str]:
     """(the split that the summary for the terminal is about, its name in a sentence)."""
     return ("test", "test") if "test" in assessments else ("valid", "validation, cross-fitted")
@@ -146,13 +160,10 @@ class FinalEvaluation:
         # The split with the most reliable figures: test where there is one.
         split, place = summary_split(self.assessments)
         quality = self.assessments[split].calibration
-        change = f"{percent(quality.after['ece'])}, {percent(quality.before['ece'])} before calibration ({place})"
-        if quality.after["ece"] >= quality.before["ece"]:
-            change += "; no better, because the temperature is fitted to the log loss"
         failure = calibration_failure(quality.temperature)
         return [
             *leak_lines(self.without_leaks, self.seen),
-            f"certainty calibration error {change}",
+            f"certainty {certainty(self.assessments[split], place)}",
             *([f"certainty {failure}"] if failure else []),
             f"unsure    {self.calibration.rule.brief}",
             *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),

@@ -123,15 +123,12 @@ def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
             prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure
         )
         _write_results(prepared, ending, evaluation, network, header, started)
-    return Run(
-        prepared.folder.path,
-        ending.best,
-        dict(evaluation.figures),
-        dict(ending.timings),
-        ending.interrupted,
-        evaluation.lines(),
-        recorder.selection(ending.best.phase, ending.best.epoch),
+    # Only rank 0 has the history and the figures without leaked images.
+    trust, selection = prepared.engine.broadcast(
+        lambda: (evaluation.lines(), recorder.selection(ending.best.phase, ending.best.epoch))
     )
+    figures, seconds = dict(evaluation.figures), dict(ending.timings)
+    return Run(prepared.folder.path, ending.best, figures, seconds, ending.interrupted, trust, selection)
 
 
 def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, ModelFile]:

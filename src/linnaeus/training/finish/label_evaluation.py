@@ -90,13 +90,12 @@ class LabelEvaluation:
     def lines(self) -> list[str]:
         """A short summary for the terminal."""
         split, place = summary_split(self.assessments)
-        before, after = self.assessments[split].before["ece"], self.assessments[split].after["ece"]
-        change = f"{percent(before)} before, {percent(after)} after"
+        before, after = (percent(ece["ece"]) for ece in (self.assessments[split].before, self.assessments[split].after))
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
             *leak_lines(self.without_leaks, self.seen),
-            f"certainty each label is calibrated; calibration error {change} ({place})",
+            f"certainty calibration error {after}, {before} before calibration of each label ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
         ]
