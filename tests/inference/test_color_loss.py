@@ -12,9 +12,7 @@ from tiny import write_idx, write_recipe
 from linnaeus.data.images.color_loss import ColorLoss, is_colored
 from linnaeus.data.images.decode import load_row
 from linnaeus.data.images.resize import RowSpec
-from linnaeus.data.sources import open_source
 from linnaeus.inference.classifier import load
-from linnaeus.report.heat_maps import heat_maps
 from linnaeus.training.run import Run, train
 
 LINE = "2 of 4 images are in color, but the model sees only gray"
@@ -77,9 +75,3 @@ def test_noise_of_single_pixels_is_no_color(tint: tuple[float, ...], colored: bo
     rng = np.random.default_rng(0)
     base = rng.integers(60, 200, (256, 256, 1)) * np.array(tint) + rng.normal(0, 12, (256, 256, 3))
     assert is_colored(Image.fromarray(base.clip(0, 255).astype(np.uint8))) is colored
-
-
-@pytest.mark.filterwarnings("error")
-def test_the_heat_maps_of_a_report_do_not_warn_of_each_image(run: Run, photos: Path):
-    draw = heat_maps(load(run.path))(open_source(photos))
-    assert draw(0) is not None

@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ import linnaeus
 from linnaeus.cli.main import cli
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
-from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.page import write_report
 from linnaeus.runs.reader import read_run
+from linnaeus.stores.samples import decode_split
 from linnaeus.theme import style_sheet
 
 EVIL = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
@@ -175,24 +174,31 @@ def test_a_deleted_image_leaves_a_gap(run: Path, tmp_path: Path):
     assert '<span class="none">no image</span>' in page_of(run)
 
 
-def test_only_mistakes_have_heat_maps(run: Path):
-    asked: list[int] = []
+def test_only_mistakes_have_heat_maps(run: Path, tmp_path: Path):
+    asked: list[np.ndarray] = []
 
-    def heat(table: Table) -> Callable[[int], np.ndarray | None]:
-        def draw(i: int) -> np.ndarray | None:
-            asked.append(i)
-            return np.full((64, 64, 3), 200, np.uint8) if len(asked) > 1 else None
-
-        assert table.sample_id(0) == "pictures/000-000.png"
-        return draw
+    def heat(images: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+        asked.append(targets)
+        return [np.full((64, 64, 3), 200, np.uint8)] * len(images)
 
     contents = read_run(run)
     wrong = sorted((a for a in contents.predictions["test"] if not a.correct), key=lambda a: -a.probability)[:12]
+    (tmp_path / "source" / wrong[0].sample).write_bytes(b"")
     page = page_of(run, heat=heat)
-    assert len(asked) == len(wrong) > 1
-    assert page.count('alt="heat map: where the network sees') == len(wrong) - 1, "the first had none"
+    (targets,) = asked
+    assert targets.tolist() == [contents.class_index[row.predicted] for row in wrong[1:]], "the first cannot be read"
+    assert page.count('alt="heat map: where the network sees') == len(wrong) - 1 > 0
     assert "where the network sees the predicted class" in page
     assert "heat map" not in page_of(run)
+
+
+def test_images_of_a_store_are_not_decoded_again(run: Path, tmp_path: Path):
+    table = open_source(tmp_path / "source" / "images.csv")
+    part = decode_split(table, np.arange(len(table)), read_run(run).model.preprocessing.row_spec, None)
+    page = page_of(run, table=table)
+    shutil.rmtree(tmp_path / "source" / "pictures")
+    assert page_of(run, table=table, stored=part.store.read) == page
+    assert len(IMAGE.findall(page)) > 20
 
 
 def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path):
@@ -293,8 +299,8 @@ def test_a_hundred_classes_give_a_small_page(tmp_path: Path):
 
 @pytest.mark.long
 def test_photographs_with_heat_maps_stay_below_five_megabytes(tmp_path: Path, shared_data: Path):
-    def noise(table: Table) -> Callable[[int], np.ndarray]:
-        return lambda i: np.random.default_rng(i).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    def noise(images: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+        return [*np.random.default_rng(0).integers(0, 256, (len(images), 224, 224, 3), dtype=np.uint8)]
 
     source = shared_data / "flowers16"
     fabricate(source, tmp_path / "run", skill=2.0, seen=Preprocessing(256, 224))
@@ -337,7 +343,9 @@ def test_training_writes_the_page_and_survives_if_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     source = write_images(tmp_path / "photos", each=20)
-    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **settings(split={"valid": 0.2, "test": 0.2}))
+    # The training images of the store are larger than those of the page.
+    data = settings(train_resize=36, split={"valid": 0.2, "test": 0.2})
+    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1}, **data)
 
     def train(out: str) -> Path:
         return linnaeus.train(source, str(recipe), out=tmp_path / out, console=Console(quiet=True), device="cpu").path

@@ -43,8 +43,12 @@ def spherical_means(vectors: np.ndarray, k: int, generator: np.random.Generator)
     centers = vectors[generator.permutation(len(vectors))[:k]]
     if k == len(vectors):
         return centers
+    before = None
     for _ in range(ITERATIONS):
         nearest = (vectors @ centers.T).argmax(1)
+        if before is not None and np.array_equal(nearest, before):
+            break  # the next iterations would change nothing
+        before = nearest
         chosen, order = np.unique(nearest), np.argsort(nearest, kind="stable")
         sums = np.add.reduceat(vectors[order], np.searchsorted(nearest[order], chosen))
         centers[chosen] = unit(sums)  # a center without images stays where it is

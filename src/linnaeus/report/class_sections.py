@@ -90,8 +90,11 @@ def mistakes(run: RunContents, images: Thumbnails) -> tuple[list[ShownPrediction
     wrong = sorted((row for row in rows if not row.correct), key=lambda row: -row.probability)[:PREDICTIONS]
     right = sorted((row for row in rows if row.correct), key=lambda row: row.probability)[:PREDICTIONS]
     images.decode(i for row in (*wrong, *right) if (i := images.find(row.sample)) is not None)
-    with_heat_maps = [shown_prediction(run, images, row, heat_map=True) for row in wrong]
-    return with_heat_maps, [shown_prediction(run, images, row) for row in right]
+    targets = {i: run.class_index[row.predicted] for row in wrong if (i := images.find(row.sample)) is not None}
+    maps = images.heat_maps(targets)
+    return [shown_prediction(run, images, row, heat_maps=maps) for row in wrong], [
+        shown_prediction(run, images, row) for row in right
+    ]
 
 
 def _trust(run: RunContents) -> dict[str, Any] | None:

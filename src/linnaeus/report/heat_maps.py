@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.report.image_grid import fit_square
 
 if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
 
-HeatMap = Callable[[int], np.ndarray | None]
-"""Index of an image in its table -> (side, side, 3) uint8: a heat map over the image; None without one."""
+HeatMaps = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+"""Images as the network sees them (n, size, size, C) uint8, and a class of each (n,) -> n heat maps over the images,
+(side, side, 3) uint8."""
 
 SIDE = 224  # pixels at least
 
@@ -64,28 +65,24 @@ def _blend(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (255 * ((1 - cover) * beneath + cover * colors)).round().clip(0, 255).astype(np.uint8)
 
 
-def heat_maps(classifier: Classifier) -> Callable[[Table], HeatMap]:
-    """For `write_report`: Grad-CAM of the predicted class over each image of a table, as the network sees it.
-
-    There are no heat maps for a network without a stage that has positions.
-    """
-    from linnaeus.explain.saliency import choose_stages, explain
+def heat_maps(classifier: Classifier) -> HeatMaps | None:
+    """For `write_report`: Grad-CAM at the usual stage; None for a network without a stage that has positions."""
+    from linnaeus.explain.saliency import AT_ONCE, choose_stages, grad_cam
 
     # A network without maps is not an error: the report then shows images only.
-    side = classifier.preprocessing.size
+    preprocessing = classifier.preprocessing
     try:
-        stages = choose_stages(classifier.network, side)
+        (stage,) = choose_stages(classifier.network, preprocessing.size)
     except UserError:
-        return lambda table: lambda i: None
+        return None
 
-    def of_table(table: Table) -> HeatMap:
-        def draw(i: int) -> np.ndarray | None:
-            (prediction,) = classifier.stream([table.image(i)])  # `predict` would warn of lost color for each image
-            if prediction.image is None:
-                return None
-            (explanation,) = explain(classifier, [prediction], stages=stages)
-            return overlay(prediction.image, explanation.maps[stages[0]], max(side, SIDE))
+    def draw(images: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+        drawn = []
+        for start in range(0, len(images), AT_ONCE):
+            some = images[start : start + AT_ONCE]
+            x = preprocessing.normalise(torch.from_numpy(some).to(classifier.device))
+            heat = grad_cam(classifier.network, x, targets[start : start + AT_ONCE], (stage,))[stage]
+            drawn += [overlay(image, of, max(preprocessing.size, SIDE)) for image, of in zip(some, heat, strict=True)]
+        return drawn
 
-        return draw
-
-    return of_table
+    return draw

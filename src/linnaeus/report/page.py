@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from linnaeus.report import page_sections as sections
 from linnaeus.report.changes import changes_section
 from linnaeus.report.class_sections import class_values
 from linnaeus.report.curves import Chart, curve_charts
-from linnaeus.report.heat_maps import HeatMap
+from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.report.label_sections import label_values
 from linnaeus.report.penalty_curve import penalty_charts
-from linnaeus.report.thumbnails import Thumbnails, open_thumbnails
+from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.reader import RunContents, read_run
@@ -36,16 +35,17 @@ def write_report(
     table: Table | None = None,
     *,
     source: str | None = None,
-    heat: Callable[[Table], HeatMap] | None = None,
+    heat: HeatMaps | None = None,
+    stored: StoredRow | None = None,
 ) -> tuple[Path, str]:
     """Write report.html into a run folder from its files. Returns the path, and why the page has no images, if so.
 
     The images come from `table`, whose samples are in the order of split.csv; else from `source`, or from where the
-    run found them. If they are gone, the page says so and shows none. `heat` gives the heat maps of a table's images.
-    Raises UserError if `run` is not a finished run or `source` holds other images.
+    run found them. If they are gone, the page says so and shows none. `heat` draws heat maps, and `stored` has decoded
+    images of `table`. Raises UserError if `run` is not a finished run or `source` holds other images.
     """
     contents = read_run(Path(run))
-    images = open_thumbnails(contents, table, source, heat)
+    images = open_thumbnails(contents, table, source, heat, stored)
     path = contents.path / REPORT
     write_text(path, render(contents, images))
     return path, images.missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from linnaeus.metrics.selective import is_unsure
@@ -27,13 +28,19 @@ class ShownPrediction:
 
 
 def shown_prediction(
-    run: RunContents, images: Thumbnails, row: PredictionRow, *, heat_map: bool = False, side: int = LARGE
+    run: RunContents,
+    images: Thumbnails,
+    row: PredictionRow,
+    *,
+    heat_maps: Mapping[int, Thumbnail] | None = None,
+    side: int = LARGE,
 ) -> ShownPrediction:
+    """A row of predictions.csv with its image, and with its heat map if `heat_maps` has one."""
     i = images.find(row.sample)
     return ShownPrediction(
         sample=row.sample,
         image=images.image(i, side),
-        heat_map=images.heat_map(i) if heat_map else None,
+        heat_map=None if i is None or heat_maps is None else heat_maps.get(i),
         predicted=run.name_of(row.predicted),
         true=run.name_of(row.true),
         probability=probability_percent(row.probability, typeset=True),

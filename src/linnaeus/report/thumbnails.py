@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from linnaeus.device import available_cores
 from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
 from linnaeus.preprocess import Preprocessing
-from linnaeus.report.heat_maps import HeatMap
+from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.runs.reader import RunContents
 from linnaeus.stores.decoding import Decoding
 
 SMALL, LARGE = 128, 224  # pixels per side: one of many examples, and an image to study
 QUALITY = 74
 TINY = 48  # an image below this side is stored without loss, and the browser enlarges it pixel by pixel
+
+
+StoredRow = Callable[[int], np.ndarray | None]
+"""Index of an image in its table -> its decoded row (h, w, C) uint8; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Thumbnails:
 
     preprocessing: Preprocessing
     table: Table | None
-    heat_map_of: HeatMap | None = None
+    draw_heat: HeatMaps | None = None
+    stored: StoredRow | None = None
     missing: str = ""
     _decoded: dict[int, np.ndarray | None] = field(default_factory=dict)
     _index: dict[str, int] = field(default_factory=dict)
@@ -68,8 +73,12 @@ class Thumbnails:
         return self._index.get(sample)
 
     def decode(self, indices: Iterable[int]) -> None:
-        """Decode many images at once with several threads, so that `image` has them."""
+        """Read many images at once, so that `image` has them: from the store, or decoded by several threads."""
         new = sorted({i for i in indices if i not in self._decoded})
+        for i in new if self.stored is not None else ():
+            if (row := self.stored(i)) is not None:
+                self._decoded[i] = self._crop(row)
+        new = [i for i in new if i not in self._decoded]
         if self.table is None or not new:
             return
         rows = Decoding(self.table, np.array(new, np.int64), self.preprocessing.row_spec, available_cores(), None)
@@ -84,12 +93,16 @@ class Thumbnails:
         pixels = self._decoded.get(i)
         return None if pixels is None else Thumbnail.of(pixels, side)
 
-    def heat_map(self, i: int | None) -> Thumbnail | None:
-        """The heat map over image i, if there is one."""
-        if i is None or self.heat_map_of is None or self.table is None:
-            return None
-        pixels = self.heat_map_of(i)
-        return None if pixels is None else Thumbnail.of(pixels, LARGE)
+    def heat_maps(self, targets: Mapping[int, int]) -> dict[int, Thumbnail]:
+        """Index of an image -> the heat map over it for the class in `targets`; without images that cannot be read."""
+        if self.draw_heat is None or self.table is None:
+            return {}
+        self.decode(targets)
+        pixels = {i: image for i in targets if (image := self._decoded[i]) is not None}
+        if not pixels:
+            return {}
+        drawn = self.draw_heat(np.stack([*pixels.values()]), np.array([targets[i] for i in pixels]))
+        return {i: Thumbnail.of(heat, LARGE) for i, heat in zip(pixels, drawn, strict=True)}
 
     def _crop(self, row: np.ndarray) -> np.ndarray:
         row = np.require(row, requirements="W")  # torch warns about arrays that are read-only
@@ -97,11 +110,16 @@ class Thumbnails:
 
 
 def open_thumbnails(
-    run: RunContents, table: Table | None, source: str | None, heat: Callable[[Table], HeatMap] | None
+    run: RunContents,
+    table: Table | None,
+    source: str | None,
+    heat: HeatMaps | None = None,
+    stored: StoredRow | None = None,
 ) -> Thumbnails:
     """The images of a run from `table`, from `source`, or from where the run found them, in this order.
 
-    `heat` gives the heat maps of a table's images. Raises UserError only if `source` is given and does not fit.
+    `heat` draws heat maps, and `stored` has decoded images of `table`. Raises UserError only if `source` is given and
+    does not fit.
     """
     preprocessing = run.model.preprocessing
     if table is None:
@@ -111,7 +129,7 @@ def open_thumbnails(
             if source is not None:
                 raise
             return Thumbnails(preprocessing, None, missing=str(error))
-    return Thumbnails(preprocessing, table, None if heat is None else heat(table))
+    return Thumbnails(preprocessing, table, heat, stored)
 
 
 def _reopen(run: RunContents, source: str | None) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 from linnaeus.cache import Cache
 from linnaeus.data.background import Progress
 from linnaeus.data.batches import Rows, Subset
-from linnaeus.data.images.decode import RowSpec
+from linnaeus.data.images.decode import RowSpec, UnreadableError
 from linnaeus.data.table import Table
 from linnaeus.errors import DiskError, UserError
 from linnaeus.stores.activations import content_key
@@ -69,6 +69,23 @@ class Samples:
     def kept(self, indices: np.ndarray) -> np.ndarray:
         """The table indices of these samples, given those of the whole split; unreadable images are missing."""
         return indices[self.rows.positions] if isinstance(self.rows, Subset) else indices
+
+
+def stored_row(table: Table, samples: Mapping[str, Samples], i: int) -> np.ndarray | None:
+    """The decoded row (h, w, C) uint8 of image i of a table; None if it is in no split or cannot be read."""
+    part = samples.get(str(table.split[i]))
+    if part is None:
+        return None
+    kept = part.kept(table.where(str(table.split[i])))
+    position = int(np.searchsorted(kept, i))
+    if position == len(kept) or kept[position] != i:
+        return None
+    try:
+        rows, shapes = part.rows.gather(np.array([position]))
+    except UnreadableError:  # it changed since it was checked
+        return None
+    height, width = shapes[0]
+    return rows[0, :height, :width]
 
 
 class NoneReadableError(UserError):

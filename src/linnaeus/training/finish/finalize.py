@@ -26,7 +26,7 @@ from linnaeus.training.best import Best
 from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
-from linnaeus.training.finish.plots import write_curves, write_plots
+from linnaeus.training.finish.plots import stored_rows, write_curves, write_plots
 from linnaeus.training.finish.rounding import decided_by_rounding, rounding_error
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.setup.prepare import Prepared
@@ -287,7 +287,7 @@ def _write_report(
     started, folder = time.perf_counter(), prepared.folder
     try:
         classifier = Classifier(folder.model, header, TorchRunner.of(header, network, prepared.engine.device))
-        write_report(folder.path, prepared.table, heat=heat_maps(classifier))
+        write_report(folder.path, prepared.table, heat=heat_maps(classifier), stored=stored_rows(prepared))
     except Exception as error:
         prepared.console.warn(
             f"report.html was not written ({type(error).__name__}: {error}); linnaeus report {folder.path} tries again"

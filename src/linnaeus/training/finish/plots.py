@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import is_unsure
 from linnaeus.runs.penalties import read_penalties
+from linnaeus.stores.samples import stored_row
 from linnaeus.text import selection_title
 from linnaeus.training.best import Best
 from linnaeus.training.finish.evaluation import FinalEvaluation
@@ -70,6 +73,13 @@ def choose_shown(out: Outputs) -> np.ndarray:
         turn[of_class] = np.arange(of_class.sum())
     right = right[np.argsort(turn, kind="stable")][: SHOWN - len(wrong)]
     return np.concatenate([wrong, right]).astype(np.int64)
+
+
+def stored_rows(prepared: Prepared) -> Callable[[int], np.ndarray | None]:
+    """The decoded rows of images by their index, where they are those of evaluation."""
+    larger = prepared.recipe.data.train_resize not in (None, prepared.preprocessing.resize)
+    samples = {split: part for split, part in prepared.samples.items() if split != "train" or not larger}
+    return partial(stored_row, prepared.table, samples)
 
 
 def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -> PredictedImage:
