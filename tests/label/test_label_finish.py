@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,40 @@ def test_finish_trains_on_the_labels_and_says_what_comes_next(
             assert left_out in capsys.readouterr().err
             page.server.finish.say_next()
             assert left_out in capsys.readouterr().err, "said again when the server ends"
+
+
+WAIT = """#!/bin/sh
+echo "$LINNAEUS_PARENT" >"$4.parent"
+echo "epoch 1"
+exec sleep 60
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_two_servers_that_train_at_once_have_two_runs_which_end_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Neither run has a folder of its own making yet when the second begins."""
+    program = tmp_path / "python"
+    program.write_text(WAIT)
+    program.chmod(0o755)
+    monkeypatch.setattr("linnaeus.label.finish.sys.executable", str(program))
+    with opened(photos(tmp_path / "one")) as one, opened(photos(tmp_path / "two")) as two:
+        for page in (one, two):
+            page.server.session.console = Console(stream=sys.stderr)
+            page.settle()
+            for image in range(0, 48, 3):
+                page.put_json("/api/answer", images=[image], label=page.truth(image))
+        runs = [page.put_json("/api/finish")["run"] for page in (one, two)]
+        for page in (one, two):
+            while "epoch 1" not in page.server.finish.lines:
+                assert page.server.finish.running
+                time.sleep(0.01)
+            parent = page.server.finish._source.with_name("train.csv.parent").read_text()
+            assert int(parent) == os.getpid(), "so that `train` ends also if the server is killed"
+    assert len(set(runs)) == 2
+    assert capsys.readouterr().err.count("training was stopped: train was ended by SIGTERM") == 2
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_without_images_to_review_the_review_is_not_printed(tmp_path: Path):

@@ -98,10 +98,12 @@ class ThreadServer:
 class ProcessServer:
     """`linnaeus serve` in a process of its own."""
 
-    def __init__(self, model: Path, *options: str):
+    def __init__(self, model: Path, *options: str, start_new_session: bool = False):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         command = [sys.executable, "-m", "linnaeus", "serve", str(model), "--port", "0", "--like", "none", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=start_new_session
+        )
         self.output: list[str] = []
         assert self.process.stderr is not None
         for line in self.process.stderr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import socket
 import threading
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
-from served import ProcessServer, ThreadServer, png, wait_until
+from PIL import Image
+from served import ProcessServer, ThreadServer, files, png, wait_until
 from tiny import write_tiny_model
 
 from linnaeus.inference.classifier import load
@@ -180,6 +184,71 @@ def test_requests_in_progress_are_answered_before_shutdown(tmp_path: Path, numbe
         assert "stopping: answering the requests in progress" in "".join(server.output)
         with pytest.raises(OSError, match="refused"):
             socket.create_connection((server.host, server.port), timeout=5)
+
+
+def test_a_second_ctrl_c_abandons_the_requests_in_progress(tmp_path: Path):
+    """The server ends at once with a line instead of a traceback for each request, and ends its threads."""
+    (tmp_path / "slow.py").write_text(SLOW.replace("0.4", "3 * (len(x) == 2)"))
+    code = f"{tmp_path / 'slow.py'}:build"
+    model = write_tiny_model(tmp_path / "model.safetensors", wrap(load_module(code, 3, 1), 3, 1))
+    with ProcessServer(model, "--model", code) as server:
+        statuses: list[int] = []
+
+        def predict() -> None:
+            with suppress(httpx2.HTTPError):
+                images = files(png(), png(1))
+                statuses.append(httpx2.post(f"{server.address}/predict", files=images, timeout=60).status_code)
+
+        clients = [threading.Thread(target=predict) for _ in range(4)]
+        for thread in clients:
+            thread.start()
+        wait_until(lambda: "linnaeus_pictures_in_hand 8.0" in httpx2.get(f"{server.address}/metrics").text)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert server.stop(signal.SIGINT) == 130
+        for thread in clients:
+            thread.join()
+    assert 200 not in statuses
+    assert "".join(server.output).split("(press Ctrl-C to stop)\n")[1].split("\n") == [
+        "stopping: answering the requests in progress",
+        "",  # after the ^C of a terminal
+        "stopped",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_uvicorn_handles_signals_is_not_lost(model: Path, number: signal.Signals):
+    """Such as during its imports."""
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(kind) for kind in kinds]
+    server = ThreadServer(load(model)).server
+    late = threading.Timer(20, lambda: setattr(server, "should_exit", True))
+    late.start()
+    try:
+        server.handle_signals()
+        signal.raise_signal(number)
+        server.serve_until_stopped()
+        assert late.is_alive()
+    finally:
+        late.cancel()
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def test_a_closed_terminal_does_not_damage_the_image_that_is_being_decoded(model: Path):
+    """SIGHUP reaches all processes of the terminal."""
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1500, 1500), dtype=np.uint8)).save(image, "JPEG2000")
+    with ProcessServer(model, start_new_session=True) as server:
+        statuses: list[int] = []
+        client = threading.Thread(target=lambda: statuses.append(server.predict(image.getvalue()).status_code))
+        client.start()
+        wait_until(lambda: "linnaeus_pictures_in_hand 1.0" in httpx2.get(f"{server.address}/metrics").text)
+        os.killpg(server.process.pid, signal.SIGHUP)
+        client.join()
+        assert server.process.wait(60) == 0
+        assert statuses == [200]
 
 
 @pytest.mark.long

@@ -164,6 +164,23 @@ def test_a_failed_trial_does_not_end_the_sweep(source: Path, recipe: str, tmp_pa
     assert [row["reason"] for row in rows(tmp_path / "out") if row["reason"]] == [t.reason for t in failed]
 
 
+def test_ctrl_c_before_the_first_trial_is_complete(source: Path, recipe: str, tmp_path: Path, monkeypatch, say):
+    """It is no failure of the trials, and a script must see that the user has ended the sweep."""
+    (tmp_path / "space.toml").write_text('"phase.1.lr" = { choices = [1e-3, 1e-2] }\n')
+    command = ["sweep", source, "--recipe", recipe, "--space", tmp_path / "space.toml", "--out", tmp_path / "out"]
+
+    def interrupted(*_: Any, **more: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "train", interrupted)
+        said = say(*command)
+    assert said.status == 130
+    continues = f"the same command with --out {tmp_path / 'out'} continues"
+    assert said.err.splitlines()[-1] == f"error: no trial was completed yet; {continues}"
+    assert "2: 2 complete" in say(*command, "--device", "cpu").out
+
+
 @pytest.mark.parametrize("change", ["removed", "added", "cache"])
 def test_a_trial_that_the_machine_ended_is_repeated(
     change: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

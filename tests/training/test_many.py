@@ -24,6 +24,7 @@ from torch import nn
 import linnaeus
 from linnaeus.data.batches import Partition, Sampling
 from linnaeus.data.order import part_of
+from linnaeus.distributed import launch as launcher
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info, slurm_address
 from linnaeus.distributed.launch import launch
@@ -368,6 +369,23 @@ def test_the_launcher_returns_the_status_of_its_processes(capfd: pytest.CaptureF
     assert capfd.readouterr().out.count("linnaeus, version") == 1
     assert launch(2, ["train"], "") == 2
     assert capfd.readouterr().err.count("Missing argument 'SOURCE'") == 1
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_signal_while_the_processes_are_started_ends_the_command(nth: int, monkeypatch: pytest.MonkeyPatch):
+    """Also one that arrives before there is a process to pass it on to."""
+    start, started = launcher._start, []
+
+    def interrupted(rank: int, *more: Any) -> launcher.Child:
+        child = start(rank, *more)
+        started.append(child.process)
+        if rank == nth:
+            signal.raise_signal(signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(launcher, "_start", interrupted)
+    assert launch(3, ["env"], "") == 143
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * (nth + 1)
 
 
 @pytest.mark.long

@@ -63,6 +63,10 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
     handlers = {number: signal.signal(number, forward) for number in wanted}
     try:
         for rank in range(count):
+            if received:
+                # Again, because the last process may have been started while it arrived.
+                _signal(children, received[0])
+                break
             children.append(_start(rank, arguments, environment))
         failed = _wait(children)
     finally:
@@ -72,6 +76,8 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
             child.process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if received and len(children) < count:
+        return 128 + received[0]
     # After a signal of the user no advice is needed.
     return 0 if failed is None else _report_failure(failed, children, None if received else advice)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linnaeus.distributed.environment import PARENT
 from linnaeus.errors import UserError
 from linnaeus.files import csv_file, numbered
 from linnaeus.label.estimate import ENOUGH
@@ -39,6 +43,8 @@ class Finish:
     """A line on the classes that the run does not have, if there are any."""
     _process: subprocess.Popen[str] | None = None
     _reader: threading.Thread | None = None
+    _stopped: bool = False
+    """Whether the training was ended on purpose."""
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -52,7 +58,6 @@ class Finish:
                 raise UserError("training is running already; wait until it has finished")
             source = self.write_source()
             run = numbered(self.runs / "label")
-            run.rmdir()  # `train` creates it; the number is free
             self.run, self.error, self.lines, self.left_out = run, "", [], self._left_out()
             # A process of its own, so that training does not block the page.
             self._process = subprocess.Popen(
@@ -61,6 +66,7 @@ class Finish:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                env={**os.environ, PARENT: str(os.getpid())},  # it ends with this process, however this one ends
             )
             self._reader = threading.Thread(target=self._follow, args=(self._process,), name="finish", daemon=True)
             self._reader.start()
@@ -86,6 +92,7 @@ class Finish:
     def stop(self) -> None:
         """End the training, if it runs."""
         if self._process is not None and self._reader is not None and self.running:
+            self._stopped = True
             self._process.terminate()
             self._reader.join(60)
 
@@ -121,9 +128,15 @@ class Finish:
             if line.strip():
                 self.lines = [*self.lines[-LINES:], line.rstrip()]
                 console.say(f"  {line.rstrip()}")
-        if process.wait():
-            self.error = self.lines[-1] if self.lines else f"train ended with status {process.returncode}"
-            console.warn(f"training has failed: {self.error}")
+        if status := process.wait():
+            if self.run is not None:
+                with suppress(OSError):  # it is empty where `train` has not come to write
+                    self.run.rmdir()
+            if status < 0:  # the last line says nothing about it
+                self.error = f"train was ended by {signal.Signals(-status).name}"
+            else:
+                self.error = self.lines[-1] if self.lines else f"train ended with status {status}"
+            console.warn(f"training {'was stopped' if self._stopped else 'has failed'}: {self.error}")
         elif self.run is not None:
             self._say_next(self.run)
 

@@ -39,7 +39,10 @@ class DecoderProcess:
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         command = [sys.executable, "-P", "-m", "linnaeus.serve.decoder", str(nice)]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        # In a session of its own: Ctrl-C and a closed terminal reach the server alone, which has requests to answer.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._answers = self.process.stdin, self.process.stdout

@@ -10,6 +10,7 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,28 +37,49 @@ class BoundServer(uvicorn.Server):
         super().__init__(config)
 
     def serve_until_stopped(self) -> None:
-        """Serve until SIGINT, SIGTERM, SIGHUP or `should_exit`. Raises JobError if the server does not start."""
+        """Serve until SIGINT, SIGTERM, SIGHUP or `should_exit`.
+
+        Raises JobError if the server does not start, and KeyboardInterrupt after a second SIGINT.
+        """
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).addFilter(OneTraceback())
         self.run([self.listener])
         if not self.started:
             raise JobError("the server could not start; see the messages above")
+        if self.force_exit:
+            raise KeyboardInterrupt
 
     def handle_signals(self) -> None:
-        """Stop by SIGHUP as by SIGINT and SIGTERM, which uvicorn handles, and make both harmless afterwards.
+        """Let SIGINT, SIGTERM and SIGHUP stop the server, also before uvicorn handles the first two.
 
-        For the main thread.
+        For the main thread. uvicorn raises them again after shutdown: that must not turn a regular stop into a failure.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn raises the signal again after shutdown, which would turn a regular stop into a failure.
-            signal.signal(number, lambda *_: None)
+
+        def stop(*_: object) -> None:
+            self.should_exit = True
+
         hangup = getattr(signal, "SIGHUP", None)
-        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
-            signal.signal(hangup, self.handle_exit)
+        ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
+        for number in (signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])):
+            signal.signal(number, stop)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal; a second Ctrl-C abandons the requests in progress, for which uvicorn only stops to wait."""
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            for task in tuple(self.server_state.tasks):
+                task.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self.listener.listen(BACKLOG)  # asyncio takes one number for this and for what it accepts at once
             self.announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # where uvicorn leaves out this step: threads and processes of the application would go on
+            await self.lifespan.shutdown()
 
     def announce(self) -> None:
         """Print where the server can be reached."""
@@ -108,8 +130,6 @@ def serve(
     the server does not start.
     """
     server = Server(service, settings, bind(host, port), console)
-    for logger in ("uvicorn.error", "asyncio"):
-        logging.getLogger(logger).addFilter(OneTraceback())
     _raise_file_limit(service.limits.connections + OTHER_FILES)
     with load_gallery(service, like, console):
         gc.collect()

@@ -183,9 +183,7 @@ class _Worker:
             except StoppedError as error:
                 claimed.release()
                 name = signal.Signals(error.number).name
-                raise StoppedError(
-                    error.number, f"stopped by {name}; the same command with --out {self.folder.path} continues"
-                ) from error
+                raise StoppedError(error.number, f"stopped by {name}; {self._advice()}") from error
             except KeyboardInterrupt:
                 claimed.release()  # still marked as running, so the next process repeats it
                 self.console.parent.say(f"stopped in trial {claimed.number}; the next start repeats it")
@@ -247,16 +245,20 @@ class _Worker:
             changed = True
         if changed:
             raise _SourceChangedError(
-                f"{self.source}: was changed or removed during the sweep; restore it, and the same command with --out "
-                f"{self.folder.path} continues"
+                f"{self.source}: was changed or removed during the sweep; restore it, and {self._advice()}"
             )
 
+    def _advice(self) -> str:
+        return f"the same command with --out {self.folder.path} continues"
+
     def result(self, interrupted: bool) -> Sweep:
-        """Draw the plot and return the result. Raises JobError if no trial was completed."""
+        """Draw the plot and return the result. Raises JobError if no trial was completed, after Ctrl-C StoppedError."""
         from linnaeus.report.plots import advice, sweep_plot
 
         trials = self.study.trials()
         best = best_of(trials, self.base.best)
+        if best is None and interrupted:
+            raise StoppedError(signal.SIGINT, f"no trial was completed yet; {self._advice()}")
         if best is None:
             reasons = [trial.reason for trial in trials if trial.reason]
             last = f"; the last one failed: {reasons[-1]}" if reasons else ""

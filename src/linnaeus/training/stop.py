@@ -74,7 +74,7 @@ class StopSignals:
         try:
             yield
         except Exception as error:
-            if self.raised is None:
+            if self.raised is None or isinstance(error, StoppedError):  # which says so itself
                 raise
             raise _exception(self.raised) from error
         finally:
