@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(monkeypatch: pyte
             now += 1.0
             advance(done, 100)
     assert stream.getvalue().splitlines() == [
-        "decoding: 30 of 100 (30 %) images, 1 a second, about 70 s left",
-        "decoding: 60 of 100 (60 %) images, 1 a second, about 40 s left",
-        "decoding: 90 of 100 (90 %) images, 1 a second, about 10 s left",
+        "decoding: 30 of 100 images (30 %), 1 a second, about 70 s left",
+        "decoding: 60 of 100 images (60 %), 1 a second, about 40 s left",
+        "decoding: 90 of 100 images (90 %), 1 a second, about 10 s left",
     ]
 
 
@@ -61,7 +62,7 @@ def test_a_log_has_at_most_a_line_for_every_tenth(
     assert len(printed) == lines
     if lines == 9:
         assert (
-            printed[0] == "solving the head: 2 of 20 (10 %) penalties, 2.4 a minute, about 7 min 30 s left  epoch 1/2"
+            printed[0] == "solving the head: 2 of 20 penalties (10 %), 2.4 a minute, about 7 min 30 s left  epoch 1/2"
         )
 
 
@@ -73,7 +74,32 @@ def test_a_resumed_pass_estimates_by_what_it_has_done_itself(monkeypatch: pytest
         for done in range(501, 600):
             now += 1.0
             advance(done, 1000)
-    assert stream.getvalue().splitlines()[0] == "phase 1: 530 of 1000 (53 %) images, 1 a second, about 7 min 50 s left"
+    assert stream.getvalue().splitlines()[0] == "phase 1: 530 of 1,000 images (53 %), 1 a second, about 7 min 50 s left"
+
+
+@pytest.mark.parametrize("with_bar", [False, True])
+def test_a_terminal_breaks_messages_between_words(
+    with_bar: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Below their labels. A log has one line for each message."""
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "certainty probabilities are right nine times in ten, 玫瑰玫瑰 /a/path/that/is/longer/than/the/terminal/is"
+    stream, log = Terminal(), io.StringIO()
+    console = Console(stream=stream)
+    with console.progress("decoding") if with_bar else nullcontext():
+        console.say(line)
+        console.say("  epoch 1/2  train loss 2.3  valid loss 2.3 *  1 s")
+    Console(stream=log).say(line)
+    expected = [
+        "certainty probabilities are right nine",
+        "          times in ten, 玫瑰玫瑰",
+        "          /a/path/that/is/longer/than/the/terminal/is",
+        "  epoch 1/2  train loss 2.3",
+        "    valid loss 2.3 *  1 s",
+    ]
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue().replace("\r", "\n"))
+    assert [row for row in shown.splitlines() if row and "decoding" not in row] == expected
+    assert log.getvalue() == f"{line}\n"
 
 
 def test_a_bar_on_a_terminal_with_lines_above_it(monkeypatch: pytest.MonkeyPatch):
@@ -127,7 +153,7 @@ def test_the_slow_first_steps_do_not_count_for_the_time_left(monkeypatch: pytest
             now += seconds
             advance(32 * batch, 32 * 100)
     lines = stream.getvalue().splitlines()
-    assert lines[-1] == "stem to layer4: 736 of 3200 (23 %) images, 32 a second, about 77 s left"
+    assert lines[-1] == "stem to layer4: 736 of 3,200 images (23 %), 32 a second, about 77 s left"
 
 
 def test_only_progress_and_warnings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

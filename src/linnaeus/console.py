@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from linnaeus.errors import JobError
-from linnaeus.text import percent
+from linnaeus.text import folded, percent
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -182,6 +183,8 @@ class Console:
             self._print(f"warning: {line}", MessageStream(sys.stderr))
 
     def _print(self, line: str, stream: MessageStream) -> None:
+        if stream.isatty():
+            line = folded(line, shutil.get_terminal_size().columns)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the bar, which stays
         else:
@@ -218,8 +221,10 @@ class Console:
             done_before, since = start if start is not None and now > start[1] else (0, started)
             speed = (done - done_before) / (now - since)
             left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
-            of_total = f" of {total} ({percent(share, 0)})" if total else ""
-            line = f"{description}: {done}{of_total} {unit}, {_rate(speed)}{left}{'  ' + note if note else ''}"
+            of_total, reached = (f" of {total:,}", f" ({percent(share, 0)})") if total else ("", "")
+            line = (
+                f"{description}: {done:,}{of_total} {unit}{reached}, {_rate(speed)}{left}{'  ' + note if note else ''}"
+            )
             self._print(line, self.stream)
 
         return advance
@@ -267,8 +272,8 @@ def _rate(speed: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 image`, `2 images`, `2 processes`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}{'es' if noun.endswith('ss') else 's'}"
+    """`1 image`, `2,000 images`, `2 processes`."""
+    return f"{n} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith('ss') else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -40,6 +40,24 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
+def folded(line: str, columns: int) -> str:
+    """A message as lines of at most `columns`, broken between words and indented below its label.
+
+    An indented line is broken between its parts, if two spaces separate some. Longer words, such as paths, stay whole.
+    """
+    label = re.match(r"warning: |[a-z]+ +(?<=^.{10})|", line)
+    inner = line.startswith("  ")
+    indent = " " * (4 if inner else label.end() if label else 0)
+    space = "  " if inner and "  " in line.strip() else " "
+    lines = [""]
+    for part in re.split(rf"(?<=\S)(?={space})", line):
+        if lines[-1].strip() and width(lines[-1] + part) > columns:
+            lines.append(indent + part.lstrip())
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
+
+
 def shorten(text: str, most: int) -> str:
     """`text`, or its beginning with an ellipsis, in at most `most` terminal columns."""
     if width(text) <= most:

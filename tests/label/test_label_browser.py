@@ -137,7 +137,7 @@ def answer_reserved(running: Running) -> None:
 
 
 def whole(share: float) -> str:
-    return f"{int(100 * share + 0.5)}%"
+    return f"{int(100 * share + 0.5)}\u202f%"
 
 
 def rows(folder: Path, name: str = "labels.csv") -> dict[str, str]:

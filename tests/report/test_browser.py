@@ -163,6 +163,10 @@ def test_a_phone_scrolls_in_one_direction(open_page: Any):
         "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className || e.tagName)"
     )
     assert wide == []
+    page.locator(".narrow th[scope=row]").first.evaluate(
+        "e => { e.textContent = 'a_class_with_a_name_wider_than_phones'; }"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     size = "e => parseFloat(getComputedStyle(e).fontSize) * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b)"
     letters = page.eval_on_selector_all("svg.chart text", f"all => Math.min(...all.map({size}))")
     assert letters >= 9, "words of a chart, in CSS pixels"

@@ -136,7 +136,7 @@ def test_broken_and_huge_files_fail_and_the_others_are_answered(open_page: Open)
     assert len(failed) == 3
     assert "truncated" in failed[0] or "cut short" in failed[0]
     assert failed[1] == EN["too_large"].format(size="30 KiB", limit="20 KiB"), "without a request"
-    assert failed[2] == "not an image, or in an unsupported format"
+    assert failed[2] == EN["unreadable"].format(reason="not an image, or in an unsupported format")
     assert page.locator("#progress").inner_text() == "1 of 4 done, 3 failed"
 
 
@@ -153,7 +153,7 @@ def test_the_table_is_copied_and_downloaded_without_formulas(open_page: Open, cl
     assert [row["path"] for row in rows] == [f"'{EVIL}", 'a "quoted", name.png', "broken.png"]
     best = classifier.predict(png(1))
     assert (rows[0]["name_1"], rows[0]["probability_1"]) == (best.name, f"{best.probability:.6f}")
-    assert rows[2]["error"] == "not an image, or in an unsupported format"
+    assert rows[2]["error"].endswith("not an image, or in an unsupported format")
     page.locator("#copy").click()
     page.get_by_role("button", name=EN["copied"]).wait_for()
     lines = page.evaluate("navigator.clipboard.readText()").splitlines()
@@ -319,6 +319,7 @@ def test_a_phone_scrolls_vertically_only_and_offers_its_camera(open_page: Open):
     assert page.get_by_role("button", name=EN["photograph"]).is_visible()
     assert page.locator("#drop-h").inner_text() == EN["drop_touch"]
     assert page.locator("#camera").get_attribute("capture") == "environment"
+    assert EN["paste"] not in page.locator("#drop").inner_text(), "a phone has no key for it"
     small = page.eval_on_selector_all(
         "button",
         "all => all.filter(e => e.offsetParent && e.getBoundingClientRect().height < 24).map(e => e.textContent)",
@@ -398,6 +399,45 @@ def test_an_unsure_answer_looks_unsure(browser: Any, classifier: Classifier, mon
         assert lines == [EN["unsure"], EN["unsure_of"].format(name=name)]
         assert color_of_first_bar(page) == variable(page, "--alert")
         page.close()
+
+
+def alter_answers(page: Any, **changes: Any) -> None:
+    """The answers of the server to this page, with `changes`."""
+
+    def respond(route: Any) -> None:
+        response = route.fetch()
+        body = response.json()
+        body["predictions"][0] |= changes
+        route.fulfill(response=response, json=body)
+
+    page.route("**/predict*", respond)
+
+
+def test_the_percentages_of_an_unknown_image_are_no_verdict(open_page: Open, classifier: Classifier):
+    """Beside "none of these", 99 % of a class would be read as the certainty of that."""
+    page = wait_for_model(open_page())
+    alter_answers(page, unknown=True)
+    add_files(page, ("a.png", png()))
+    wait_for_answers(page, 1)
+    best = classifier.predict(png())
+    assert page.locator(".headline b").inner_text() == EN["unknown"]
+    assert EN["unknown_note"] in page.locator(".content").inner_text()
+    assert color_of_first_bar(page) == variable(page, "--accent-light")
+    cells = page.locator("#rows td").all_inner_texts()
+    assert cells == [EN["unknown"], "", f"{best.name} {typeset_percent(best.probability, 1)}"]
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_names_of_similar_images_are_whole_words(open_page: Open, width: int):
+    page = wait_for_model(open_page(viewport={"width": width, "height": 844}))
+    similar = {"name": "hippeastrum", "path": "a.jpg", "picture": "data:,", "similarity": 0.9}
+    alter_answers(page, like=[similar] * 5)
+    add_files(page, ("image_04173.jpg", png()))
+    wait_for_answers(page, 1)
+    page.get_by_role("button", name=EN["heat"]).click()
+    page.locator(".similar li").nth(4).wait_for()
+    assert broken_words(page, ".similar .small, #rows th", 24) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def color_of_first_bar(page: Any) -> str:

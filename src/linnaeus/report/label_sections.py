@@ -14,7 +14,7 @@ from linnaeus.report.page_sections import PREDICTIONS, IntervalBar
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.label_predictions import LabelPredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import probability_percent, typeset_percent
+from linnaeus.text import fraction, probability_percent, typeset_percent
 
 TOGETHER = 24  # labels in the matrix; of more, the most frequent
 
@@ -66,8 +66,8 @@ def _cell(name: str, values: dict[str, Any], absent: str = "–") -> dict[str, A
     value, ci95 = values.get(name), values.get(f"{name}_ci95")
     if value is None:
         return {"text": absent, "value": -1.0, "interval": "", "bar": None}
-    text = typeset_percent(value, 1)
-    interval = " to ".join(typeset_percent(v, 1) for v in ci95 or ())
+    text, *ends = (fraction(v, 3) if name == "roc_auc" else typeset_percent(v, 1) for v in (value, *(ci95 or ())))
+    interval = " to ".join(ends)
     words = name.replace("_", " ")
     drawn = name in ("average_precision", "f1")
     bar = IntervalBar.of(f"{words} of {values['name']}: {text}, {interval}", value, ci95) if drawn else None

@@ -137,7 +137,7 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     figures = run.metrics[run.split]
     if figures["n"] < FEW_IN_ALL:
         low, high = (100 * end for end in figures.get("map_ci95" if run.several else "accuracy_ci95") or (0, 0))
-        width = f": its interval spans {high - low:.0f} percentage points" if high > low else ""
+        width = f": its interval spans {counted(round(high - low), 'percentage point')}" if high > low else ""
         images_of = counted(figures["n"], f"{sections.WORDS[run.split]} image")
         notes.append(f"The figure comes from only {images_of}{width}. More images would make it more precise.")
     for split in run.measured:

@@ -14,7 +14,7 @@ from linnaeus.console import counted, duration
 from linnaeus.report import evaluation_text, label_text
 from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import typeset_percent
+from linnaeus.text import fraction, typeset_percent
 
 CLASS_IMAGES, PER_CLASS = 320, 6  # images of classes on the page, and of one class
 PREDICTIONS = 12  # images in a gallery
@@ -83,7 +83,9 @@ def _metric(values: dict[str, Any], name: str, label: str, start: float) -> dict
 
 def format_metric(name: str, value: float) -> str:
     """A metric in percent, or a decimal number."""
-    return f"{value:.3f}" if name in DECIMAL else typeset_percent(value, 1)
+    if name in ("loss", "brier"):
+        return f"{value:.3f}"
+    return fraction(value, 3) if name in DECIMAL else typeset_percent(value, 1)
 
 
 def classes_of(run: RunContents, i: int) -> list[int]:

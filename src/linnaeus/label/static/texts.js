@@ -43,10 +43,11 @@ function count(n) {
 // A share of n images: a decimal only where n is large enough for it to mean anything. Never 100 % for something uncertain.
 function percent(p, n = 0) {
   const digits = n >= 1000 ? 1 : 0;
-  const format = new Intl.NumberFormat(tags[language], { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const numbers = new Intl.NumberFormat(tags[language], { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const format = (share) => `${numbers.format(100 * share)}${language === "zh" ? "" : "\u202f"}%`;
   const step = 10 ** -(digits + 2);
-  if (p < 1 && p > 1 - step / 2) return n ? format.format(1 - step) : `>${format.format(1 - step)}`;
-  return p > 0 && p < step / 2 ? `<${format.format(step)}` : format.format(p);
+  if (p < 1 && p > 1 - step / 2) return n ? format(1 - step) : `>${format(1 - step)}`;
+  return p > 0 && p < step / 2 ? `<${format(step)}` : format(p);
 }
 
 function duration(seconds) {

@@ -83,7 +83,8 @@ function content(item, actions) {
     : [createElement("b", {}, top[0].name), createElement("span", { class: "number muted" }, probabilityPercent(top[0].probability))];
   return [
     createElement("p", { class: "headline" }, headline[0], " ", headline[1]),
-    createElement("ol", { class: labels ? "bars labels" : "bars" }, ...shownClasses(item.answer).map((entry) => bar(entry, labels?.includes(entry.class)))),
+    unknown && !labels ? createElement("p", { class: "small" }, t("unknown_note")) : null,
+    createElement("ol", { class: labels ? "bars labels" : unknown ? "bars unlike" : "bars" }, ...shownClasses(item.answer).map((entry) => bar(entry, labels?.includes(entry.class)))),
     actions.explains ? createElement("p", { class: "buttons" }, createElement("button", {
       type: "button", "data-action": "heat", "aria-pressed": String(item.showHeat), "aria-busy": String(item.explaining),
       onclick: actions.heat,

@@ -56,7 +56,7 @@ async function requestAnswer(item) {
   } else {
     const reason = answer?.error ?? response.body.error ?? String(response.status);
     item.retryable = response.status >= 500 || response.status === 408;
-    fail(item, () => (answer?.error_key ? t(answer.error_key) : answer ? reason : t("failed", { reason })));
+    fail(item, () => (answer?.error_key ? t(answer.error_key) : answer ? t("unreadable", { reason }) : t("failed", { reason })));
   }
 }
 
@@ -271,6 +271,7 @@ $("language").addEventListener("click", () => {
 });
 const touch = matchMedia("(pointer: coarse)").matches;
 $("photograph").hidden = !touch;
+$("paste").hidden = touch;
 if (touch) $("drop-h").firstElementChild.dataset.t = "drop_touch"; // nothing can be dropped on a touch screen
 
 translatePage();

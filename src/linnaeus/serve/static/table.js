@@ -12,11 +12,12 @@ export function fillTable(body, items) {
     if (item.state === "failed") {
       return createElement("tr", {}, createElement("th", { scope: "row" }, item.path), createElement("td", { colspan: 3, class: "error" }, item.reason()));
     }
-    const [first, second] = item.answer.top;
     if (item.answer.labels) return labelsRow(item);
+    // The probability of a class is none of the answer that it is none of them.
+    const [first, second] = item.answer.unknown ? [null, ...item.answer.top] : item.answer.top;
     return createElement("tr", {}, createElement("th", { scope: "row" }, item.path),
-      createElement("td", {}, item.answer.unknown || item.answer.unsure ? `${t(item.answer.unknown ? "unknown" : "unsure")} (${first.name})` : first.name),
-      createElement("td", { class: "number" }, probabilityPercent(first.probability)),
+      createElement("td", {}, item.answer.unknown ? t("unknown") : item.answer.unsure ? `${t("unsure")} (${first.name})` : first.name),
+      createElement("td", { class: "number" }, first ? probabilityPercent(first.probability) : ""),
       createElement("td", { class: "second muted" }, second ? `${second.name} ${probabilityPercent(second.probability)}` : ""));
   }));
 }
