@@ -1,16 +1,11 @@
-"""Labelling with simulated users: labels needed by order of the questions, honesty of the interval, and time.
+"""Labelling with simulated users: labels needed by order of the questions, and time.
 
 A folder is split into images to label (70 %) and validation images, anew for each seed. A simulated user answers the
 questions of `linnaeus label`, four at a time, with the true class; after each four the head is solved again. Recorded
-after each: the accuracy on the validation images, which nothing else sees, and the estimate with its interval that the
-page would show. Features are computed once and kept in the cache.
+after each: the accuracy on the validation images, which nothing else sees, and that of leave-one-out on all labels.
+Features are computed once and kept in the cache.
 
 - labels: over the seeds, the median number of labels from which on the accuracy of three steps in a row is reached;
-- coverage: how often the interval contains the accuracy on the images that the head has never seen, at each 20th label
-  from 40 on. These are the validation images and the reserved ones not asked about yet; their accuracy has an
-  error of its own, so the coverage that perfect 95 % intervals would reach is given beside it;
-- batches: of the unlabelled images that the head is sure of, with 120 labels or more: errors that the page would state,
-  errors, and how many different images they are;
 - time: processor milliseconds from an answer to new figures, in one thread, with random features.
 
     OMP_NUM_THREADS=1 python benchmarks/label.py FOLDER[,FOLDER] [--backbone FILE] [--seeds 10] [--labels 320]
@@ -23,33 +18,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from linnaeus.data.readers.cifar import find_cifar
 from linnaeus.data.readers.idx import find_idx
 from linnaeus.data.sources import open_source
-from linnaeus.label.acceptance import LEVELS, Batches
 from linnaeus.label.backbone import Backbone, colors, open_backbone
 from linnaeus.label.estimate import Audit
 from linnaeus.label.features import BATCH, Features
-from linnaeus.label.journal import ACCEPTED, Label
-from linnaeus.label.learner import Learned, Learner
+from linnaeus.label.journal import ACCEPTED, HUMAN, Label
+from linnaeus.label.learner import Learned, LearnedHead, Learner
 from linnaeus.label.selection import Pool, Selection, Situation
 from linnaeus.label.session import list_images
-from linnaeus.metrics.intervals import NORMAL_QUANTILE
 
-BATCHES_AT = range(120, 321, 40)  # labels
 STEP = 4  # labels between two solutions of the head
 TARGETS = (0.80, 0.85, 0.90)
 MAX_ARRAYS = 12_000  # images of CIFAR or IDX files
@@ -108,10 +99,10 @@ class User:
     selection: Selection
     truth: list[str]
 
-    def course(self, held_out: np.ndarray, expected: np.ndarray, labels: int) -> list[dict[str, Any]]:
-        """One row per step; `held_out` (m, width) features and `expected` (m,) names of the validation images."""
+    def steps(self, labels: int) -> Iterator[tuple[Learned, dict[str, Label]]]:
+        """What was learned after each four answers, and the answers, up to `labels` of them."""
         paths, answers = self.learner.features.paths, dict[str, Label]()
-        learned, pool, rows = Learned(), Pool(), []
+        learned, pool = Learned(), Pool()
         while len(answers) < labels:
             now = Situation(
                 answers, set(), len(answers), self.learner.position[next(reversed(answers))] if answers else None
@@ -120,56 +111,33 @@ class User:
             if not questions:
                 break
             for question in questions:
-                answers[paths[question.image]] = Label(self.truth[question.image], "human", "", len(answers))
+                answers[paths[question.image]] = Label(self.truth[question.image], HUMAN, "", len(answers))
             learned = self.learner.learn(answers)
             pool = pool.updated(self.learner, learned.taught)
-            if learned.answers is not None:
-                row = self._row(learned, len(answers), held_out, expected)
-                row["batches"] = self._batches(learned, answers) if len(answers) in BATCHES_AT else {}
-                rows.append(row | self._unseen(learned, answers, row["accuracy"], len(expected)))
-        return rows
+            yield learned, answers
 
-    def _unseen(self, learned: Learned, answers: dict[str, Label], accuracy: float, n: int) -> dict[str, Any]:
-        """The accuracy on all images that the head has never seen, but those that the interval was computed from."""
-        audit = self.learner.audit
-        sample = set(audit.sample(answers, ())[0])
-        rest = np.array([i for i in audit.reserved if i not in sample], np.int64)
-        assert learned.answers is not None
-        predicted = (
-            np.array(learned.answers.classes)[learned.answers.probabilities(rest).argmax(1)] if len(rest) else []
-        )
-        hits = accuracy * n + sum(p == self.truth[i] for p, i in zip(predicted, rest.tolist(), strict=True))
-        return {"unseen": len(rest) + n, "unseen accuracy": float(hits / (len(rest) + n)), "sample": len(sample)}
 
-    def _batches(self, learned: Learned, answers: dict[str, Label]) -> dict[float, dict[str, Any]]:
-        """Level -> size, expected errors, sum of the doubts, and wrong images of the batch that would be proposed."""
-        features, shown = self.learner.features, {}
-        barred = {self.learner.position[path] for path in answers}
-        assert learned.answers is not None
-        for level in LEVELS:
-            batch = Batches().propose(features, learned, barred, level)
-            doubts = 1 - learned.answers.probabilities(np.array(list(batch.answers), np.int64)).max(1)
-            wrong = [features.paths[i].split("/", 1)[1] for i, name in batch.answers.items() if name != self.truth[i]]
-            shown[level] = {"n": len(batch.answers), "expected": batch.expected_errors, "wrong": wrong}
-            shown[level]["doubts"] = float(doubts.sum())
-        return shown
+@dataclass(frozen=True)
+class Split:
+    """A folder to label and the images that validate."""
 
-    def _row(self, learned: Learned, n: int, held_out: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    user: User
+    x: np.ndarray
+    """(m, width) float32: features of the images that validate."""
+    expected: np.ndarray
+    """(m,) their classes."""
+
+    def hits(self, learned: Learned) -> np.ndarray:
+        """(m,) bool: the validation images that the head classifies correctly."""
         head = learned.answers
-        assert head is not None
-        x = held_out - head.mean  # type: ignore[attr-defined]
+        assert isinstance(head, LearnedHead)
+        x = self.x - head.mean
         x /= np.linalg.norm(x, axis=1, keepdims=True)
-        probabilities = head.head.probabilities(x)  # type: ignore[attr-defined]
-        hits = np.array(head.classes)[probabilities.argmax(1)] == expected
-        row: dict[str, Any] = {"labels": n, "accuracy": float(hits.mean()), "estimate": None}
-        row["naive"] = float((learned.held_out.argmax(1) == learned.labels).mean())
-        if learned.estimate is not None:
-            row["estimate"] = [learned.estimate.accuracy, learned.estimate.low, learned.estimate.high]
-        return row
+        return np.array(head.classes)[head.head.probabilities(x).argmax(1)] == self.expected
 
 
-def simulate(images: Images, order: str, seed: int, labels: int) -> list[dict[str, Any]]:
-    """The course of one user."""
+def split_images(images: Images, order: str, seed: int) -> Split:
+    """A user of one part of the images; the others validate."""
     shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(images.features.ready))
     cut = min(round(0.7 * len(shuffled)), MAX_FOLDER)
     rows, others = np.sort(shuffled[:cut]), shuffled[cut:]
@@ -177,7 +145,17 @@ def simulate(images: Images, order: str, seed: int, labels: int) -> list[dict[st
     learner = Learner(features, Audit(features.paths))
     user = User(learner, Selection(order, learner), [images.classes[i] for i in rows])
     expected = np.array([images.classes[i] for i in others])
-    return user.course(images.features.values[others].astype(np.float32), expected, labels)
+    return Split(user, images.features.values[others].astype(np.float32), expected)
+
+
+def simulate(images: Images, order: str, seed: int, labels: int) -> list[dict[str, Any]]:
+    """The course of one user: a row per step."""
+    split, rows = split_images(images, order, seed), []
+    for learned, answers in split.user.steps(labels):
+        if learned.answers is not None:
+            naive = float((learned.held_out.argmax(1) == learned.labels).mean())
+            rows.append({"labels": len(answers), "accuracy": float(split.hits(learned).mean()), "naive": naive})
+    return rows
 
 
 def labels_needed(course: list[dict[str, Any]], target: float) -> int | None:
@@ -199,28 +177,12 @@ def summarize(courses: list[list[dict[str, Any]]]) -> dict[str, Any]:
             "range": [reached[0], reached[-1]] if reached else None,
             "reached": len(reached),
         }
-    rows = [row for course in courses for row in course if row["estimate"] and row["labels"] % 20 == 0]
-    rows = [row for row in rows if row["labels"] >= 40]
-    inside = [row["estimate"][1] <= row["unseen accuracy"] <= row["estimate"][2] for row in rows]
-    perfect = [norm.cdf(NORMAL_QUANTILE / math.sqrt(1 + row["sample"] / row["unseen"])) for row in rows]
-    result["coverage"] = {"n": len(rows), "inside": int(sum(inside)), "perfect": float(2 * np.mean(perfect) - 1)}
-    result["bias"] = float(np.mean([row["estimate"][0] - row["unseen accuracy"] for row in rows]))
-    result["width"] = float(np.mean([row["estimate"][2] - row["estimate"][1] for row in rows]))
+    rows = [row for course in courses for row in course if row["labels"] % 20 == 0 and row["labels"] >= 40]
     result["naive bias"] = float(np.mean([row["naive"] - row["accuracy"] for row in rows]))
-    result["batches"] = {str(level): _batches_of(courses, level) for level in LEVELS}
     for n in (80, 160, 320):
         at = [row["accuracy"] for course in courses for row in course if row["labels"] == n]
         result[f"at {n}"] = float(np.mean(at)) if at else None
     return result
-
-
-def _batches_of(courses: list[list[dict[str, Any]]], level: float) -> dict[str, Any]:
-    """Sums over the batches of a level."""
-    batches = [row["batches"][level] for course in courses for row in course if row["batches"]]
-    wrong = [path for batch in batches for path in batch["wrong"]]
-    sums = {key: float(sum(batch[key] for batch in batches)) for key in ("expected", "doubts")}
-    counts = {"batches": len(batches), "images": sum(batch["n"] for batch in batches)}
-    return {**counts, **sums, "wrong": len(wrong), "different": len(set(wrong))}
 
 
 def durations(n: int, width: int, classes: int, repeats: int = 5) -> dict[str, Any]:

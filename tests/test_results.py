@@ -82,18 +82,32 @@ def test_label() -> None:
             seeds = f" ({row[target]['reached']} of {row['seeds']} seeds)"
             needed.append(f"{row[target]['median']}{seeds if row[target]['reached'] < row['seeds'] else ''}")
         assert (name, [*needed, *(f"{100 * row[f'at {n}']:.1f}" for n in (80, 160, 320))]) in rows, order
-    for images in ("flowers16", "food10", "mnist"):
-        for order in set(orders) & set(results[images]):
-            row = results[images][order]
-            n, inside = row["coverage"]["n"], row["coverage"]["inside"]
-            shares = [f"{100 * share:.1f}" for share in (inside / n, row["coverage"]["perfect"], row["bias"])]
-            assert (f"{images}, {order}", [f"{inside} of {n}", *shares, f"{100 * row['width']:.0f}"]) in rows
-        for level, row in results[images]["mixed"]["batches"].items():
-            counts = [f"{row['images']:,} in {row['batches']}", *(str(row[key]) for key in ("wrong", "different"))]
-            sums = [f"{row[key]:.1f}" for key in ("expected", "doubts")]
-            assert (f"{images}, {100 * float(level):g} %", [*counts, *sums]) in rows, (images, level)
     for size, row in results["milliseconds"].items():
         assert (size, [f"{row[key]:.1f}" for key in ("median", "new penalty")]) in rows, size
+
+
+def share(figure: dict[str, float]) -> str:
+    """A mean over splits and its standard error, in percent."""
+    return f"{100 * figure['mean']:.1f} ± {100 * figure['error']:.1f}"
+
+
+@requires_page("label")
+def test_label_over_many_splits() -> None:
+    rows = list(cells("label"))
+    for images in ("flowers16", "food10", "mnist"):
+        results = figures("label")[images]["many splits"]
+        for order in ("mixed", "margin", "together"):
+            row = results[order]
+            shares = [f"{100 * row[key]:.1f}" for key in ("perfect", "random")]
+            expected = [str(row["splits"]), f"{row['inside']} of {row['n']}", share(row["coverage"]), *shares]
+            assert (f"{images}, {order}", [*expected, share(row["difference"]), f"{100 * row['width']:.0f}"]) in rows
+        for level, row in results["batches"].items():
+            for time, suffix in (("before", ""), ("after", ", after")):
+                part = row[time]
+                counts = [f"{part['images']:,} in {row['batches']}", str(part["wrong"]), f"{part['expected']:.1f}"]
+                expected = [*counts, f"{part['most']:,}", str(part["held"]), share(part["share held"])]
+                expected += [] if suffix else [str(row["different"]), f"{row['doubts']:.1f}"]
+                assert (f"{images}, {100 * float(level):g} %{suffix}", expected) in rows, (images, level)
 
 
 @requires_page("label")

@@ -375,6 +375,14 @@ def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start
     page.locator("#panel").wait_for()
     (n, *_) = map(int, re.findall(r"\d+", page.locator("#panel-title").inner_text()))
     assert n > 20
+    (batch,) = running.label.session.batches.known.values()
+    for language in (ZH, EN):  # the panel stays when the language is changed
+        page.locator("#language").click()
+        which = language["batch_these"].format(n=n)
+        key = "batch_errors" if round(batch.errors()[0]) else "batch_errors_few"
+        values = {"which": which, "expected": round(batch.errors()[0]), "most": batch.errors()[1]}
+        assert language[key].format(**values) in page.locator("#panel-text").inner_text()
+    page.locator("#panel-buttons button").first.focus()
     page.keyboard.press("Enter")
     page.locator("#keep").wait_for()
     for k in range(20):
@@ -387,6 +395,7 @@ def test_a_batch_is_accepted_after_its_sample_was_verified(tmp_path: Path, start
         if k < 19:
             wait_for_next(page, path)
     page.get_by_role("button", name=EN["batch_accept"].format(n=n - 20)).wait_for()
+    assert EN["batch_others"].format(n=n - 20) in page.locator("#panel-text").inner_text()
     page.keyboard.press("Enter")
     until(page, f"app.state.labelled === {before + n}")
     with (folder / "labels.csv").open(newline="") as file:

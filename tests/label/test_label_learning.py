@@ -78,7 +78,8 @@ def test_neither_head_nor_questions_depend_on_the_labels_of_reserved_images():
     assert both.answers.probabilities(rows) == pytest.approx(alone.answers.probabilities(rows), abs=1e-6)
     assert np.array_equal(Pool().updated(learner, both.taught).closest, pool.closest)
     assert not set(pool.rows.tolist()) & set(learner.audit.reserved)
-    assert (both.sample, alone.sample) == (len(learner.audit.reserved), 0)
+    assert both.estimate is not None
+    assert (both.estimate.n, alone.estimate) == (len(learner.audit.reserved), None)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -86,8 +87,8 @@ def test_every_order_asks_about_each_image_once_and_keeps_a_share_for_the_figure
     learner, truth = learner_of(120)
     labels, learned = ask(learner, truth, order, 60)
     assert len(labels) == 60
-    assert learned.sample == ENOUGH
     assert learned.estimate is not None
+    assert learned.estimate.n == ENOUGH
     labels, _ = ask(learner, truth, order, 120)
     assert len(labels) == 120
 
@@ -95,7 +96,7 @@ def test_every_order_asks_about_each_image_once_and_keeps_a_share_for_the_figure
 def test_accepted_labels_are_asked_about_again_and_never_count_in_the_sample():
     learner, truth = learner_of(100)
     labels = labels_of(learner, truth, list(range(100)), ACCEPTED)
-    assert learner.learn(labels).sample == 0
+    assert learner.learn(labels).estimate is None
     questions = Selection("mixed", learner).choose(learner.learn(labels), Pool(), Situation(labels, set(), 0), 4)
     assert [q.image for q in questions] == learner.audit.reserved[:4]
 

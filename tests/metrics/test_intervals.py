@@ -8,7 +8,7 @@ from scipy import stats
 
 from linnaeus.metrics.bootstrap import percentile_interval, resample_weights
 from linnaeus.metrics.classification import Metrics, compute_metrics, figures
-from linnaeus.metrics.intervals import exact_interval, proportion_interval, student_quantile, wilson
+from linnaeus.metrics.intervals import exact_interval, most_successes, proportion_interval, student_quantile, wilson
 from linnaeus.metrics.outputs import Outputs
 
 
@@ -32,6 +32,27 @@ def test_independent_images_have_the_exact_interval(hits: int):
     low, high = exact_interval(sample, np.arange(30) // 2)
     assert low <= expected.low
     assert high >= expected.high
+
+
+@pytest.mark.parametrize(("seen", "unseen"), [(20, 57), (20, 5), (7, 40), (60, 30), (5, 0)])
+def test_no_more_successes_are_unseen_than_stated_in_95_percent_of_random_samples(seen: int, unseen: int):
+    bounds = np.array([most_successes(k, seen, unseen) for k in range(seen + 1)])
+    drawn, coverage = np.arange(seen + 1), []
+    for total in range(seen + unseen + 1):
+        chance = stats.hypergeom.pmf(drawn, seen + unseen, total, seen)
+        coverage.append(float(chance[total - drawn <= bounds].sum()))
+    assert min(coverage) >= 0.95 - 1e-9
+    lowered = [
+        float(stats.hypergeom.pmf(drawn, seen + unseen, total, seen)[total - drawn <= bounds - 1].sum())
+        for total in range(1, seen + unseen)
+    ]
+    assert not unseen or min(lowered) < 0.95, "a lower bound would hold less often"
+
+
+def test_nothing_seen_bounds_nothing_and_many_unseen_have_the_bound_of_clopper_and_pearson():
+    assert most_successes(0, 0, 9) == 9
+    bound = stats.beta.ppf(0.95, 3 + 1, 60 - 3)
+    assert most_successes(3, 60, 1_000_000) == pytest.approx(1_000_000 * bound, rel=1e-3)
 
 
 def test_identical_images_of_a_group_count_once():

@@ -76,10 +76,6 @@ class Learned:
     held_out: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """(n, classes) float64: probabilities of each by a head that has not seen its group of near duplicates."""
     estimate: Estimate | None = None
-    sample: int = 0
-    """Images of the random sample with a class."""
-    unknown: int = 0
-    """Images of the random sample that belong to no class."""
     figures: tuple[ClassFigures, ...] = ()
     seconds: float = 0.0
     """From the labels to these figures."""
@@ -180,8 +176,7 @@ class Learner:
         answers, held_out = self._answers(known)
         if answers is None:
             return known
-        sample, unknown = self.audit.sample(labels, passed_over)
-        drawn = np.flatnonzero(np.isin(known.rows, sample))
+        drawn = np.flatnonzero(np.isin(known.rows, self.audit.sample(labels, passed_over)[0]))
         true = known.labels[drawn]
         hits = held_out[drawn].argmax(1) == true  # a class that the answers do not know is never a hit
         figures = tuple(
@@ -193,8 +188,6 @@ class Learner:
             answers=answers,
             held_out=held_out,
             estimate=estimate(hits, known.groups[drawn]),
-            sample=len(drawn),
-            unknown=unknown,
             figures=figures,
             seconds=time.perf_counter() - started,
         )

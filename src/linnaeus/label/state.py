@@ -66,8 +66,8 @@ def describe(server: LabelServer) -> dict[str, Any]:
         "suggested_classes": [name for name in session.folders if name not in counts],
         "accuracy": None if learned.estimate is None else learned.estimate.to_dict(),
         "sample": {
-            "n": learned.sample,
-            "unknown": learned.unknown,
+            # Of the answers, whether or not the network has read these images.
+            "n": len(session.learner.audit.sample(labels, session.passed_over)[0]),
             "enough": ENOUGH,
             "every": AUDIT_EVERY,
             "first": AUDIT_FIRST,

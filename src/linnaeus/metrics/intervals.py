@@ -14,6 +14,7 @@ E. B. Wilson, Probable inference, the law of succession, and statistical inferen
 C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
 Biometrika 26, 404-413, 1934.
 L. Kish, Survey Sampling, 1965, section 8.2.
+T. Wright, Exact confidence bounds when sampling from small finite universes, Springer, 1991.
 J. N. K. Rao and A. J. Scott, A simple method for the analysis of clustered binary data, Biometrics 48, 577-585, 1992.
 E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts
 estimated from survey data, Survey Methodology 24, 193-201, 1998.
@@ -26,7 +27,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
+from scipy.special import betaincinv, gammaln, stdtrit
 
 NORMAL_QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
@@ -93,6 +94,36 @@ def exact_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[
     low = float(betaincinv(successes, n - successes + 1, 0.025)) if successes > 0 else 0.0
     high = float(betaincinv(successes + 1, n - successes, 0.975)) if n > successes else 1.0
     return low, high
+
+
+def most_successes(successes: int, seen: int, unseen: int) -> int:
+    """Upper 95 % bound, one-sided, on the successes among `unseen` items, with `successes` in `seen` others.
+
+    Exact where the seen items are a random part of all: Clopper and Pearson's bound for a finite population, by the
+    hypergeometric distribution (Wright 1991). It bounds the number itself and not only its mean, so it holds for few
+    unseen items, too. Without seen items it is `unseen`.
+    """
+    drawn = np.arange(successes + 1)
+
+    def possible(more: int) -> bool:
+        """Whether no more than `successes` of them are among the seen items by a chance of more than 5 %."""
+        total = successes + more
+        ways = _log_binomial(total, drawn) + _log_binomial(seen + unseen - total, seen - drawn)
+        return float(np.exp(ways - _log_binomial(seen + unseen, seen)).sum()) > 0.05
+
+    low, high = 0, unseen  # the chance falls with the number of successes among the unseen
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if possible(middle) else (low, middle - 1)
+    return low
+
+
+def _log_binomial(n: int, k: np.ndarray | int) -> np.ndarray:
+    """Logarithm of n over k; minus infinity where k is not in 0..n."""
+    k = np.asarray(k)
+    inside = (k >= 0) & (k <= n)
+    k = np.where(inside, k, 0)
+    return np.where(inside, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
 
 
 def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:

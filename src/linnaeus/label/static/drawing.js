@@ -11,11 +11,12 @@ function drawTask() {
   $("single").hidden = isGrid() || !card;
   $("grid").hidden = !isGrid();
   $("grid-tools").hidden = !isGrid();
-  $("nothing").hidden = isGrid() || Boolean(card);
-  $("panel").hidden = true;
+  $("nothing").hidden = isGrid() || Boolean(card || task.panel);
+  $("panel").hidden = !task.panel;
   $("back").hidden = task.name === "question";
   if (card) drawSingle(card);
   else if (isGrid()) drawGrid();
+  else if (task.panel) task.panel();
   else drawNothing();
   drawPrompt();
   drawClasses();
@@ -44,7 +45,7 @@ function drawNothing() {
 function drawPrompt() {
   const { task } = app;
   const card = current();
-  const [title, hint] = isGrid() ? [task.title, t(`hint_${task.name}`)] : card ? promptOf(card) : ["", ""];
+  const [title, hint] = isGrid() ? [task.title(), t(`hint_${task.name}`)] : card ? promptOf(card) : ["", ""];
   $("prompt").textContent = title;
   $("hint").textContent = hint;
 }

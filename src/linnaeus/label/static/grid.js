@@ -20,13 +20,13 @@ function openGrid(name, title, cards, preselect) {
 
 function showAlike() {
   const card = current();
-  if (card) fetchGrid("alike", t("alike"), `/api/alike/${card.image}?n=${ALIKE - 1}`, true);
+  if (card) fetchGrid("alike", () => t("alike"), `/api/alike/${card.image}?n=${ALIKE - 1}`, true);
 }
 
 const showLabelled = (name) =>
-  fetchGrid("labelled", t("labelled_title", { name: name || t("unknown") }), `/api/labelled?label=${encodeURIComponent(name)}&n=60`, false);
+  fetchGrid("labelled", () => t("labelled_title", { name: name || t("unknown") }), `/api/labelled?label=${encodeURIComponent(name)}&n=60`, false);
 
-const showSkipped = () => fetchGrid("skipped", t("skipped_title"), "/api/skipped", false);
+const showSkipped = () => fetchGrid("skipped", () => t("skipped_title"), "/api/skipped", false);
 
 function drawGrid() {
   const { cards } = app.task;

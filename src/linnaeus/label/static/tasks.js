@@ -1,6 +1,6 @@
 // ---- what the page asks: one image, or a grid of images
-// A task is {name, cards, position} (one image at a time) or {name, cards, selected} (a grid, answered at once).
-// Names: question; suspects, batch (one at a time); alike, group, labelled, skipped (grids).
+// A task is {name, cards, position} (one image at a time) or {name, title, cards, selected} (a grid, answered at once).
+// Names: question; suspects, batch (one at a time); accept, whose `panel` draws a text in place of an image; alike, group, labelled, skipped (grids).
 
 const UNKNOWN = ""; // the label of an image of no class
 const AHEAD = 2; // questions that are fetched ahead, so that the next image is there at once
@@ -168,7 +168,7 @@ function showAgain({ cards, task }) {
     questions.unshift({ ...cards[0], reason: cards[0].reason === "random" ? "random" : "undone" });
     askQuestions();
   } else {
-    openGrid("alike", t("undone_many", { n: cards.length }), cards, true);
+    openGrid("alike", () => t("undone_many", { n: cards.length }), cards, true);
   }
 }
 
