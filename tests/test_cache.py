@@ -123,6 +123,18 @@ def test_an_entry_that_cannot_fit_removes_nothing(cache: Cache):
     assert cache.find(A) is not None
 
 
+def test_a_cache_that_is_removed_during_a_build_is_one_line(cache: Cache):
+    """The next step is not another place, and the user has made no mistake."""
+
+    def build_in_removed() -> None:
+        with cache.building(A) as folder:
+            shutil.rmtree(cache.root)
+            (folder / "rows.bin").write_bytes(b"data")
+
+    with pytest.raises(DiskError, match="cache: was removed while it was in use; run the command again"):
+        build_in_removed()
+
+
 def test_unfinished_entries_count_and_are_removed(cache: Cache):
     with cache.building(A) as folder:
         (folder / "rows.bin").write_bytes(b"x" * 6 * MB)

@@ -170,3 +170,16 @@ def test_an_impossible_path_is_wrong_input(tmp_path: Path):
 def test_the_absence_of_another_file_is_not_blamed_on_this_one(tmp_path: Path):
     with pytest.raises(FileNotFoundError), disk_errors(tmp_path / "a"):
         Path("/no/such/picture.png").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs the locks of POSIX")
+def test_a_signal_before_the_folder_is_used_removes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Otherwise it stays until the next command that writes there."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("linnaeus.files.fcntl.flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "file"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -113,7 +113,8 @@ class Cache:
             raise
         except OSError as error:
             if error.errno not in FULL:
-                raise explained(error, partial) from None
+                removed = DiskError(f"{self.root}: was removed while it was in use; run the command again")
+                raise (explained(error, partial) if partial.exists() else removed) from None
             self.discard(name)
             raise self._disk_is_full() from None
 

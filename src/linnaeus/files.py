@@ -125,17 +125,19 @@ def scratch(parent: Path) -> Iterator[Path]:
         # A file in the place of the folder: reported as a file system would.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent)) from None
     remove_scratch(parent)
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
-        lock = _Lock(path)
-        if path.is_dir():
-            break
-        lock.close()  # another process removed the folder before it was locked
+    path, lock = parent, None
     try:
+        while lock is None or not path.is_dir():  # another process may remove the folder before it is locked
+            if lock is not None:
+                lock.close()
+            path = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+            lock = _Lock(path)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        lock.close()
+        if path != parent:
+            shutil.rmtree(path, ignore_errors=True)
+        if lock is not None:
+            lock.close()
 
 
 def is_scratch(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,36 @@ def test_pages_are_counted_once_and_then_known(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(image_statistics, "page_count", None)
     monkeypatch.setattr(image_statistics, "file_statistics", None)
     assert compute_statistics(table, cache=cache).rows["pages"][k] == 3
+
+
+def test_a_file_that_changes_while_it_is_checked_is_known_by_its_new_content(tmp_path: Path):
+    """It is edited after its content was hashed, while others still are."""
+    write_scenes(tmp_path)
+    images = HashedImages(open_source(tmp_path), default_cache())
+    images.image(0)
+    everything = np.arange(len(images.paths or ()))
+    edited = Path((images.paths or ())[0])
+    edited.write_bytes(edited.read_bytes() + b"edited")
+    images.hashes(everything)
+    table = open_source(tmp_path)
+    expected = HashedImages(table, None).hashes(everything)
+    assert (HashedImages(table, default_cache()).hashes(everything) == expected).all()
+
+
+def test_statistics_of_a_file_that_was_restored_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is replaced before its turn comes, and restored later with its size and time."""
+    oak = write_scenes(tmp_path) / "oak"
+    image, table = oak / "2.jpg", open_source(tmp_path)
+    original, status, expected = image.read_bytes(), image.stat(), compute_statistics(table, cache=None)
+
+    def replaced(path: str) -> np.ndarray:
+        image.write_bytes((oak / "1.jpg").read_bytes())
+        return file_statistics(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_statistics, "file_statistics", replaced)
+        compute_statistics(table, cache=default_cache())
+    image.write_bytes(original)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = compute_statistics(table, cache=default_cache())
+    assert (found.full_rows()["digest"] == expected.full_rows()["digest"]).all()

@@ -538,3 +538,25 @@ print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) /
         done = subprocess.run([sys.executable, "-c", script, str(n), str(path)], capture_output=True, env=environment)
         peaks.append(int(done.stdout))
     assert peaks[1] - peaks[0] < 50
+
+
+def test_images_that_are_changed_while_they_are_read_are_not_stored_as_what_they_were(
+    table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch
+):
+    """An image is replaced during the build, and later restored with its size and time."""
+    assert table.paths is not None
+    image, other = Path(table.paths[5]), Path(table.paths[6]).read_bytes()
+    original, status = image.read_bytes(), image.stat()
+
+    def swapping(source: str, spec: RowSpec, observe: object) -> np.ndarray:
+        if source == str(image):
+            image.write_bytes(other)
+        return load_row(source, spec)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "load_row", swapping)
+        store = build_pixels(table, np.arange(N), SPEC, cache=cache)
+    assert np.array_equal(store.row(5), store.row(6))
+    image.write_bytes(original)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))

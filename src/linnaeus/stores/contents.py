@@ -36,6 +36,9 @@ class HashedImages:
         self._table, self._cache, self._observer = table, cache, observer
         self._hashes = np.full(len(table), UNKNOWN, np.uint64)
         self._read = np.zeros(len(table), bool)
+        self._signatures = np.zeros(len(table), np.uint64)
+        """What a file, or a member of a shard, is known by without reading it; from before its content was hashed."""
+        self._decoding = Decoding(table, np.arange(len(table)), RowSpec(1), 1, None)
 
     @property
     def paths(self) -> Sequence[str] | None:
@@ -53,6 +56,8 @@ class HashedImages:
         """Image i as the decoder takes it."""
         source = self._table.image(i)
         if self._hashes[i] == UNKNOWN:
+            # First: a file that is changed meanwhile must not be known by its former content.
+            self._signatures[i] = 0 if self._table.images is not None else self._decoding.signature(i)
             self._hashes[i] = content_hash(source)
             self._read[i] = True
         return source
@@ -84,7 +89,8 @@ class HashedImages:
     def _stored(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: the hashes that the cache has of these images, else UNKNOWN."""
         contents = np.full(len(indices), UNKNOWN, np.uint64)
-        signatures = self._signature(indices)
+        signatures = np.array([self._decoding.signature(i) for i in indices.tolist()], np.uint64)
+        self._signatures[indices] = signatures
         for entry in self._cache.entries() if self._cache is not None else ():
             unknown = np.flatnonzero(contents == UNKNOWN)
             if not len(unknown):
@@ -98,11 +104,11 @@ class HashedImages:
 
     def _store(self, indices: np.ndarray) -> None:
         """Keep the hashes of these images in the cache, as far as it has room."""
-        cache, known = self._cache, indices[self._hashes[indices] != UNKNOWN]
+        cache, known = self._cache, indices[(self._hashes[indices] != UNKNOWN) & (self._signatures[indices] != 0)]
         if cache is None or not len(known):
             return
         rows = np.empty(len(known), DTYPE)
-        rows["signature"], rows["content"] = self._signature(known), self._hashes[known]
+        rows["signature"], rows["content"] = self._signatures[known], self._hashes[known]
         name = f"contents-{hashlib.sha256(rows.tobytes()).hexdigest()[:32]}"
         if cache.find(name) is not None:
             return
@@ -110,10 +116,6 @@ class HashedImages:
             cache.room(name, rows.nbytes)
             np.save(folder / CONTENTS, rows)
             cache.commit(name, {"form": FORM, "rows": len(rows)})
-
-    def _signature(self, indices: np.ndarray) -> np.ndarray:
-        """(k,) uint64: what a file, or a member of a shard, is known by without reading it."""
-        return Decoding(self._table, indices, RowSpec(1), 1, None).signatures
 
 
 def with_copies(groups: np.ndarray | None, copies: np.ndarray) -> np.ndarray | None:

@@ -103,6 +103,10 @@ class Decoding:
         assert not isinstance(source, bytes)
         return _signature(source.tobytes()) if isinstance(source, np.ndarray) else signature_of_file(source)
 
+    def changed(self, k: int) -> bool:
+        """Whether the file of image k was changed since its signature was taken: it may be decoded in either form."""
+        return self.table.paths is not None and self.signature(k) != int(self.signatures[k])
+
 
 def signature_of_file(path: str) -> int:
     """The signature of an image file by path, size and time; 0 where there is no such file."""

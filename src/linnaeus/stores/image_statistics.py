@@ -210,7 +210,7 @@ class StatisticsBuilder:
                 failed[k] = result if isinstance(result, ReadFailure) else ReadFailure(result.kind, result.reason)
             # A failure that may pass, such as a missing file or a lack of memory, must not be remembered.
             temporary = isinstance(result, UnreadableError) and result.passing
-            row["signature"] = 0 if temporary else self._signatures[k]
+            row["signature"] = 0 if temporary or self._decoding.changed(k) else self._signatures[k]
             yield row
 
     def _row(self, k: int) -> np.ndarray | ReadFailure | UnreadableError:

@@ -190,7 +190,8 @@ def _build(cache: Cache, decoding: Decoding, name: str) -> PixelStore:
                     cache.room(name, allowed // 8, keep)
                     allowed += allowed // 8
             checksums = writer.finish()
-            write_index(folder, writer.index(decoding.signatures))
+            changed = [k for k in range(len(decoding.indices)) if decoding.changed(k)]
+            write_index(folder, writer.index(decoding.signatures, changed))
         entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(decoding.indices)}, checksums)
     return _restoring(open_store(entry, decoding.spec), decoding)
 

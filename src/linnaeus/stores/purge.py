@@ -73,12 +73,12 @@ def purge_images(cache: Cache, signatures: np.ndarray) -> Purged:
             purged.remove(cache, entry)
         elif entry.name.startswith((PIXELS, *OTHERS)):
             known = _signatures(entry)
-            gone = np.isin(known, wanted)
+            gone = np.isin(known, wanted) | (known == 0)  # 0: a file that was changed, or could not be read, just then
             # None of its images is to be removed.
             if len(known) and not gone.any():
                 continue
             if entry.name.startswith(PIXELS):
-                purged.rows += int(gone.sum())
+                purged.rows += int(np.isin(known, wanted).sum())
                 if not gone.all():
                     _write_again(cache, entry, np.flatnonzero(~gone))
             purged.remove(cache, entry)  # also one that cannot be read: what it holds is unknown

@@ -13,7 +13,7 @@ import os
 import struct
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +112,10 @@ class RowWriter:
         # The record comes last: a process that is killed before it leaves a row that the next build cuts off.
         _write(self._journal, head + struct.pack("<I", zlib.crc32(head)))
 
-    def index(self, signatures: np.ndarray) -> Index:
-        """The index of the rows, given the (n,) uint64 signatures of their images."""
+    def index(self, signatures: np.ndarray, passing: Sequence[int] = ()) -> Index:
+        """The index of the rows, given the (n,) uint64 signatures of their images. No later run uses rows `passing`."""
         known = signatures.copy()
-        known[list(self.temporary)] = 0
+        known[[*self.temporary, *passing]] = 0
         return Index(self.shapes, known, self.failed, np.array(self._checksums, np.uint32))
 
     def finish(self) -> dict[str, int]:
