@@ -100,6 +100,11 @@ def first_line(error: BaseException) -> str:
     return one_line(lines[0] if lines else error)
 
 
+def described(error: BaseException) -> str:
+    """The message of a UserError; for any other exception its class, too."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean resnet50?)` if `word` resembles a known name, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3)

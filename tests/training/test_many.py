@@ -24,10 +24,11 @@ from torch import nn
 import linnaeus
 from linnaeus.data.batches import Partition, Sampling
 from linnaeus.data.order import part_of
+from linnaeus.device import available_cores
 from linnaeus.distributed import launch as launcher
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info, slurm_address
-from linnaeus.distributed.launch import launch
+from linnaeus.distributed.launch import MOST_PROCESSES, launch
 from linnaeus.distributed.sync_batchnorm import CpuSyncBatchNorm, synced_batchnorm
 from linnaeus.errors import UserError
 from linnaeus.inference.forward import answer
@@ -386,6 +387,13 @@ def test_a_signal_while_the_processes_are_started_ends_the_command(nth: int, mon
     monkeypatch.setattr(launcher, "_start", interrupted)
     assert launch(3, ["env"], "") == 143
     assert [process.returncode for process in started] == [-signal.SIGTERM] * (nth + 1)
+
+
+def test_processes_that_would_exhaust_the_machine_are_not_started(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("linnaeus.distributed.launch._start", lambda *a: pytest.fail("a process was started"))
+    count = 10 * max(MOST_PROCESSES, available_cores())
+    with pytest.raises(UserError, match=f"--devices {count}: at most .* processes run on this machine; give"):
+        launch(count, ["train"], "")
 
 
 @pytest.mark.long

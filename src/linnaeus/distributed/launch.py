@@ -22,11 +22,13 @@ from typing import IO
 from linnaeus.console import echo_error
 from linnaeus.device import available_cores
 from linnaeus.distributed.environment import PARENT
-from linnaeus.errors import LostError
+from linnaeus.errors import LostError, UserError
 
 GRACE = 10.0
 """Seconds that the remaining processes have to end by themselves after one has failed, before SIGTERM; after as many
 more seconds they are killed."""
+MOST_PROCESSES = 16
+"""Processes of one machine that may exceed its cores: one for each GPU of the largest machines."""
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Ends a process at once. Windows has no SIGKILL: there SIGTERM does, as `Popen.terminate`."""
 _FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -48,7 +50,11 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
     """Run `linnaeus ARGUMENTS` in `count` processes and return the exit status of the first that failed, or 0.
 
     The output of ranks above 0 is shown only if they fail. `advice` says what to do after a process was killed.
+    Raises UserError for so many processes that they would take the memory of the machine.
     """
+    most = max(MOST_PROCESSES, available_cores())
+    if count > most:
+        raise UserError(f"--devices {count}: at most {most} processes run on this machine; give the number of its GPUs")
     environment = _shared_environment(count)
     children: list[Child] = []
     received: list[int] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from linnaeus.console import Console, counted
 from linnaeus.data.sources import refuse_inside
-from linnaeus.errors import DiskError, JobError, UserError
+from linnaeus.errors import DiskError, JobError, UserError, described
 from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe, override
@@ -224,8 +224,7 @@ class _Worker:
             return self.study.finish(claimed, "pruned", {"figures": best[0].to_dict()})
         except Exception as error:  # a bad combination of settings must not end the sweep
             self._check_source()
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            return self.study.finish(claimed, "failed", {"reason": " ".join(reason.split())[:500]})
+            return self.study.finish(claimed, "failed", {"reason": " ".join(described(error).split())[:500]})
         else:
             self.folder.keep(claimed.number, folder)
             figures = run.best.figures

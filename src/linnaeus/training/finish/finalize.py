@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.check.inspection import without_leaks
 from linnaeus.console import Console
 from linnaeus.distributed.engine import hardware
-from linnaeus.errors import JobError
+from linnaeus.errors import JobError, described
 from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header, read_model, versions, write_model
@@ -290,7 +290,7 @@ def _write_report(
         write_report(folder.path, prepared.table, heat=heat_maps(classifier), stored=stored_rows(prepared))
     except Exception as error:
         prepared.console.warn(
-            f"report.html was not written ({type(error).__name__}: {error}); linnaeus report {folder.path} tries again"
+            f"report.html was not written ({described(error)}); linnaeus report {folder.path} tries again"
         )
     ending.timings.add_since("report", started)
     ending.timings.update_total()
