@@ -1,20 +1,51 @@
-"""Suggestions in error messages."""
+"""Suggestions and next steps in error messages."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import write_tiny_model
 
 import linnaeus
 from linnaeus.errors import JobError, UserError, did_you_mean_run
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import model_path, read_header
+from linnaeus.models.weights.files import read_weights
+from linnaeus.recipe import load_recipe
 from linnaeus.runs.compared_run import read_compared_predictions
+from linnaeus.runs.parsing import read_json
 from linnaeus.runs.reader import read_run
 from linnaeus.training.derived.solved_run import SolvedRun
+
+
+def unopenable(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Let Python open any file but `path`, for which the system reports the error `number`. Root may open any file."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "w.safetensors", "w.pth", "metrics.json", "recipe.toml"])
+def test_a_file_that_may_not_be_read_is_not_called_missing_or_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_tiny_model(tmp_path / "model.safetensors").rename(tmp_path / name)
+    read = {"model.safetensors": linnaeus.load, "metrics.json": read_json, "recipe.toml": lambda p: load_recipe(str(p))}
+    for number, step in ((errno.EACCES, "check its permissions"), (errno.EMFILE, "allow more open files")):
+        with monkeypatch.context() as now:
+            unopenable(now, path, number)
+            with pytest.raises(UserError, match=f"{name}.*: cannot be read .*; {step}"):
+                read.get(name, read_weights)(path)
 
 
 @pytest.fixture

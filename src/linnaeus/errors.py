@@ -105,6 +105,31 @@ def described(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
+AGAIN = "check the file and the disk, then run the command again"
+
+
+def next_step(error: OSError, advice: str = AGAIN) -> str:
+    """What to do about a file that cannot be read: `advice`, unless permissions or a limit are the reason."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "check its permissions"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files with `ulimit -n`, then run the command again"
+    return advice
+
+
+def not_read(path: object, error: OSError, advice: str = AGAIN) -> UserError:
+    """The error for a file that cannot be read; `advice` as in `next_step`."""
+    return UserError(f"{path}: cannot be read ({error.strerror or error}); {next_step(error, advice)}")
+
+
+def refuse_unreadable(path: Path) -> None:
+    """Raise UserError for a file that cannot be opened: the libraries that read it would call it missing or damaged."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise not_read(path, error) from None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean resnet50?)` if `word` resembles a known name, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3)

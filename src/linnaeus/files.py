@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linnaeus.errors import DiskError, UserError
+from linnaeus.errors import DiskError, UserError, next_step
 from linnaeus.text import SafeCsvWriter
 
 try:
@@ -61,7 +61,7 @@ def explained(error: OSError, path: Path | None = None) -> UserError:
     reason = error.strerror or str(error) or type(error).__name__
     if path is None:
         place = error.filename if isinstance(error.filename, str | os.PathLike) else "a file"
-        return DiskError(f"{place}: cannot be used ({reason}); check the file and the disk, then run the command again")
+        return DiskError(f"{place}: cannot be used ({reason}); {next_step(error)}")
     if error.errno in FULL:
         return DiskError(f"{path}: no space left on the disk ({reason}); free some, or choose another place")
     if error.errno in FORBIDDEN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,7 @@ OTHERS = {
     "evaluate json": ("evaluate m.safetensors images --json x.xlsx", "ends in .json"),
     "explain": ("explain nowhere images", "nowhere: no such model file"),
     "export": ("export nowhere --to onnx", "nowhere: no such model file"),
+    "serve pixels": ("serve m.safetensors --max-megapixels 1e308", "'--max-megapixels': 1e+308 is not in the range"),
     "export place": ("export m.safetensors --to onnx --out file/m.onnx", "file/m.onnx: cannot be written"),
     "archive": ("train file.zip --recipe r.toml", "file.zip: not a readable zip (it has no directory of files)"),
     "serve": ("serve nowhere", "nowhere: no such model file"),
@@ -175,3 +178,17 @@ def test_a_number_of_bits_is_a_precision(tmp_path: Path):
     for value in (8, True, 32.5, "33"):
         with pytest.raises(UserError, match="precision"):
             load_recipe(str(write_recipe(tmp_path / "r.toml", precision=value)))
+
+
+def test_an_export_finds_a_read_only_run_before_the_work(tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch):
+    write_tiny_model(tmp_path / "model.safetensors")
+    write_images(tmp_path / "images")
+
+    def refuse(**more: object) -> None:  # root may write to a read-only folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("linnaeus.cli.export.load_model", lambda *a: pytest.fail("the model was read"))
+    said = say("export", tmp_path / "model.safetensors", "--to", "onnx", "--data", tmp_path / "images")
+    assert said.status == 1
+    assert f"error: {tmp_path}: may not be written (Permission denied); choose another place" in said.err

@@ -20,6 +20,7 @@ import torch
 from commands import run_command
 from killing import check_same, dying, in_child, train, undrawn
 from PIL import Image
+from test_errors import unopenable
 from tiny import draw, settings, write_idx, write_images, write_recipe
 from torch import nn
 
@@ -501,6 +502,25 @@ def test_a_damaged_checkpoint_is_rejected(idx: Path, tmp_path: Path):
             train(idx, recipe, tmp_path / "run", resume=True)
         assert "\n" not in str(caught.value)
         file.write_bytes(whole)
+    assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
+
+
+def test_a_checkpoint_that_cannot_be_read_today_is_not_called_damaged(
+    idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the advice would be to remove it."""
+    recipe = write_recipe(tmp_path / "r.toml")
+    kill_at(7, idx, recipe, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoint"
+    for file in [*folder.glob("*.safetensors"), folder / "checkpoint.json", folder / "run.json"]:
+        for number, step in ((errno.EACCES, "its permissions"), (errno.EMFILE, "ulimit"), (errno.EIO, "the disk")):
+            with monkeypatch.context() as today:
+                unopenable(today, file, number)
+                with pytest.raises(UserError, match=f"{file.name}: cannot be read .*; .*{step}") as caught:
+                    train(idx, recipe, tmp_path / "run", resume=True)
+            assert "remove" not in str(caught.value)
+    with pytest.raises(UserError, match="run: holds an unfinished run; continue it with --resume"):
+        train(idx, recipe, tmp_path / "run")
     assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
 
 

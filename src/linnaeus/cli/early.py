@@ -21,6 +21,7 @@ from linnaeus.distributed.environment import process_info
 from linnaeus.errors import MODEL, UserError, did_you_mean, did_you_mean_network, no_model, refuse_name
 from linnaeus.files import disk_errors
 from linnaeus.runs import layout
+from linnaeus.runs.ownership import taken
 
 if TYPE_CHECKING:  # pydantic takes long to import
     from linnaeus.recipe import Recipe
@@ -226,9 +227,9 @@ def check_new_folder(out: str) -> None:
     refuse_name(out)
     folder = Path(out)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    taken = any(not name.startswith(".") and name != "checkpoint" for name in names)
-    if taken or (os.path.lexists(folder) and not folder.is_dir()):
-        raise UserError(f"{out}: already exists; choose another --out, or remove it")
+    used = any(not name.startswith(".") and name != "checkpoint" for name in names)
+    if used or (os.path.lexists(folder) and not folder.is_dir()):
+        raise taken(out)
     _check_writable(folder / "recipe.toml", folder)
 
 
@@ -262,6 +263,13 @@ def _refuse_to_replace(option: str, path: Path) -> None:
             start = file.read(2000)
         if start and mark not in start:
             raise UserError(f"{option} {path}: exists and was not written by linnaeus; choose another name")
+
+
+def check_beside(model: str) -> None:
+    """Raise JobError if nothing can be written to the folder of a model that exists."""
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if folder.is_dir():
+        _check_writable(folder / MODEL, folder)
 
 
 def _check_writable(file: Path, named: Path) -> None:

@@ -109,7 +109,10 @@ def _place(model: str, out: str | None) -> Path | None:
         raise UserError(f"--out: is needed for a model of the hub, because {model} lies in the cache folder")
     if out is not None and not Path(out).exists():  # else it would be found out only after the comparison
         early.check_output("--out", out)
-    return None if out is None else Path(out)
+    if out is None:
+        early.check_beside(model)
+        return None
+    return Path(out)
 
 
 def _check_options(

@@ -50,7 +50,7 @@ limit_options = together(
     ),
     limit(
         "--max-megapixels",
-        type=Finite(0, min_open=True),
+        type=Finite(0, 1e6, min_open=True),
         metavar="X",
         help="Maximum image size in megapixels.  [default: 80, or 178 for JPEG]",
     ),

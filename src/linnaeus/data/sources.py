@@ -23,7 +23,7 @@ from linnaeus.data.readers.published import open_published
 from linnaeus.data.readers.unused import holds_labels, names_images
 from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, not_read
 
 LISTS = {
     "train": ("train.txt", "train_list.txt"),
@@ -124,7 +124,7 @@ def _open_folder(
     try:
         names = tree.names(path)
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+        raise not_read(source, error) from None
     if lists:
         return _open_lists(source, path, lists, names, group, labels)
     if is_run_folder(names):
@@ -224,7 +224,7 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+        raise not_read(source, error) from None
     if not head.strip():
         raise UserError(f"{source}: is empty; give a folder, a list file or a CSV")
     if (what := foreign_file(path, head)) is not None:

@@ -11,7 +11,7 @@ from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.class_names import natural_key
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, not_read
 
 
 def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _walk(folder: Path) -> Iterator[str]:
     try:
         entries = tree.scan(folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        raise not_read(folder, error) from None
     visible = sorted(
         (entry for entry in entries if not entry.name.startswith(".") and entry.name not in LITTER),
         key=lambda e: natural_key(e.name),

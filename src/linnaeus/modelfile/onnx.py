@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError, first_line, no_model
+from linnaeus.errors import UserError, first_line, no_model, not_read
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
@@ -134,7 +134,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        raise not_read(path, error) from None
     checksum(path, raw)
     try:
         opened = inference_session(raw)

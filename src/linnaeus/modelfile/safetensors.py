@@ -52,7 +52,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linnaeus.errors import MODEL, UserError, no_model, one_line, refuse_name
+from linnaeus.errors import MODEL, UserError, no_model, one_line, refuse_name, refuse_unreadable
 from linnaeus.files import atomic
 from linnaeus.modelfile.build import UNREADABLE, build, check_finite, check_output, check_weights
 from linnaeus.modelfile.hub_models import fetch_model
@@ -218,6 +218,7 @@ def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Any], dict[str
     if not path.is_file():
         raise no_model(path)
     tensors: dict[str, Tensor] = {}
+    refuse_unreadable(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("linnaeus")

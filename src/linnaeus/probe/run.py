@@ -175,7 +175,7 @@ class _Job:
             if results:
                 write_results(folder, comparison, self.judge, None, plot=False)
         if not comparison.results:
-            raise JobError("none of the backbones could be compared, for the reasons above")
+            raise JobError("no backbone could be compared, for the reasons above; choose others with --backbones")
         return comparison
 
     def _measure(self, candidate: Candidate) -> Result:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from linnaeus.console import counted
-from linnaeus.errors import UserError, did_you_mean, visible
+from linnaeus.errors import UserError, did_you_mean, next_step, visible
 from linnaeus.recipe.keys import expand, refuse_unused
 from linnaeus.recipe.mistakes import explain
 from linnaeus.recipe.spec import Recipe
@@ -45,7 +45,9 @@ def recipe_text(name: str) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); give a recipe file") from None
     except OSError as error:
-        raise UserError(f"recipe {name[:80]!r}: cannot be read ({error.strerror}); give a name or a file") from None
+        raise UserError(
+            f"recipe {name[:80]!r}: cannot be read ({error.strerror}); {next_step(error, 'give a name or a file')}"
+        ) from None
     suggestion = did_you_mean(name, recipe_names())
     raise UserError(f"recipe {name!r}: no such file or recipe{suggestion}; `linnaeus recipes` lists all recipes")
 

@@ -27,7 +27,7 @@ from linnaeus.runs.layout import (
     TRACKING,
 )
 from linnaeus.runs.lock import LOCK
-from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains
+from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint, remove_remains, taken
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.penalties import FILES as PENALTIES
 
@@ -54,7 +54,7 @@ class RunFolder:
             return
         refuse_name(out)
         if os.path.lexists(out) and not (Path(out).is_dir() and is_vacant(Path(out))):
-            raise UserError(f"{out}: already exists; choose another --out, or remove it")
+            raise taken(out)
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:

@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from linnaeus.errors import UserError
 from linnaeus.files import is_scratch, remove_scratch
 from linnaeus.runs import layout
 from linnaeus.runs.lock import LOCK
@@ -24,6 +25,13 @@ _SAFETENSORS_REMAIN = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 def is_in_progress(folder: Path) -> bool:
     """Whether `folder` holds a run that has begun and not finished."""
     return (folder / layout.CHECKPOINT / layout.IDENTITY).is_file()
+
+
+def taken(folder: str | Path) -> UserError:
+    """The error for a run folder that is not free; one with an unfinished run need not be removed."""
+    if is_in_progress(Path(folder)):
+        return UserError(f"{folder}: holds an unfinished run; continue it with --resume, or choose another --out")
+    return UserError(f"{folder}: already exists; choose another --out, or remove it")
 
 
 def is_vacant(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, not_read
 from linnaeus.runs.layout import METRICS
 from linnaeus.text import plain_cell
 
@@ -23,7 +23,7 @@ def read_text(path: Path) -> str:
         with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
             return file.read()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {ADVICE}") from None
+        raise not_read(path, error, ADVICE) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -144,5 +144,7 @@ def decode_split(
         )
     if not len(kept):
         example = f", such as {': '.join(left_out[0])}" if left_out else ""
-        raise NoneReadableError(f"{table.source}: none of the {len(indices)} {kind} can be read{example}")
+        raise NoneReadableError(
+            f"{table.source}: none of the {len(indices)} {kind} can be read{example}; `linnaeus check` lists all"
+        )
     return DecodedSplit(store, kept, indices[kept], left_out)

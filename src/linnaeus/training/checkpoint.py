@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError, UserError, not_read
 from linnaeus.files import atomic, crc32_of, write_text
 from linnaeus.metrics.multilabel import read_headline
 from linnaeus.modelfile.safetensors import save_tensors
@@ -190,7 +190,9 @@ class Checkpoints:
         path = self.path / MANIFEST
         try:
             checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise not_read(path, error) from None
+        except UnicodeDecodeError as error:
             raise self._damaged(path, str(error)) from None
         # First the checksum, so that a torn file is not mistaken for another format.
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
@@ -209,8 +211,10 @@ class Checkpoints:
             if path.stat().st_size != expected["bytes"] or crc32_of(path) != expected["crc32"]:
                 raise self._damaged(path, "it does not match its checksum")
             return load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (FileNotFoundError, SafetensorError) as error:
             raise self._damaged(path, str(error)) from None
+        except OSError as error:  # nothing to remove: it may be readable next time
+            raise not_read(path, error) from None
 
     def _damaged(self, path: Path, reason: str) -> JobError:
         return JobError(

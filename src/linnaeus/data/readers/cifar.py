@@ -12,7 +12,7 @@ import numpy as np
 from linnaeus.data.archives.tar import read_files
 from linnaeus.data.class_names import class_name
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, not_read
 
 PIXELS = 3 * 32 * 32  # bytes: the red, green and blue planes, row by row
 FILE_LIMIT = 1 << 28  # bytes; the largest published file, CIFAR-100's train.bin, has 154 million
@@ -134,7 +134,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
             try:
                 files[path.name] = path.read_bytes()
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+                raise not_read(path, error) from None
     return files
 
 

@@ -21,7 +21,7 @@ from linnaeus.data.readers.foreign_files import unread_images
 from linnaeus.data.readers.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
 from linnaeus.data.readers.unused import doubtful_notes, unused_notes
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
-from linnaeus.errors import UserError, visible
+from linnaeus.errors import UserError, not_read, visible
 
 Entries = list[os.DirEntry[str]]
 
@@ -38,7 +38,7 @@ def _list(folder: str) -> tuple[Entries, Entries, Entries]:
             else:
                 (folders if _is_folder(entry) else files).append(entry)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        raise not_read(folder, error) from None
     return folders, files, hidden
 
 
@@ -217,7 +217,7 @@ def _images(scan: Scan, top: str) -> list[str]:
         try:
             status = tree.stat(folder)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+            raise not_read(folder, error) from None
         # Device and inode identify a folder, whichever of several links leads to it.
         if (status.st_dev, status.st_ino) in entered:
             scan.pass_over(folder, "/")

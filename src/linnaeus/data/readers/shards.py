@@ -30,7 +30,7 @@ from linnaeus.data.archives.remote import fetch_range, head, is_address
 from linnaeus.data.class_names import class_name
 from linnaeus.data.readers.webdataset import is_shard, open_tars
 from linnaeus.data.table import SPLIT_NAMES, Table
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, next_step
 
 INDEX = "index.jsonl"
 FORMAT = 1
@@ -161,6 +161,7 @@ def _check_lengths(members: ShardMembers, lengths: list[int]) -> None:
         try:
             size = os.stat(place).st_size
         except OSError as error:
-            raise UserError(f"{place}: a shard of the index is missing ({error.strerror}); copy it here") from None
+            advice = next_step(error, "copy it here")
+            raise UserError(f"{place}: a shard of the index is missing ({error.strerror}); {advice}") from None
         if size != length:
             raise UserError(f"{place}: {size:,} bytes, but the index says {length:,}; write the shards again")

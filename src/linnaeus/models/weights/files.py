@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from linnaeus.errors import UserError, first_line
+from linnaeus.errors import UserError, first_line, refuse_unreadable
 from linnaeus.models.weights.pretrained import HALF, IMAGENET_MEAN, IMAGENET_STD, PretrainedWeights
 from linnaeus.models.weights.sharded import is_index, open_shards
 
@@ -66,6 +66,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
+    refuse_unreadable(path)
     if is_index(path):
         tensors = {name: file.get_tensor(name) for name, file in open_shards(path).items()}
         info = WeightsInfo()

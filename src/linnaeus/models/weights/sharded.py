@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, refuse_unreadable
 
 INDEX = "model.safetensors.index.json"
 BUFFER = 16 << 20  # bytes copied at a time
@@ -61,6 +61,7 @@ def open_shards(index: Path) -> dict[str, Any]:
         path = index.with_name(name)
         if not path.is_file():
             raise UserError(f"{path}: is missing, and {index.name} names it; bring all files of the weights")
+        refuse_unreadable(path)
         try:
             files[name] = safe_open(path, framework="pt")
             held = set(files[name].keys())

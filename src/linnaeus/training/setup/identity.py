@@ -9,7 +9,7 @@ from typing import Any
 
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.errors import JobError, UserError
+from linnaeus.errors import JobError, UserError, not_read
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
 from linnaeus.recipe.difference import change_lines
@@ -94,7 +94,9 @@ class Identity:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
             # The keys keep their first names, because runs of earlier versions are resumed.
             return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except OSError as error:
+            raise not_read(path, error) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise JobError(f"{path}: damaged ({error}); remove {folder} to start from the beginning") from None
 
     def differences(self, other: Identity) -> list[str]:
