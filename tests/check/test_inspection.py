@@ -15,6 +15,8 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
+from linnaeus.runs.history import read_history
+from linnaeus.sweeps.run import sweep
 from linnaeus.training.finish import finalize
 
 QUIET = Console(quiet=True)
@@ -145,13 +147,27 @@ def half_leaked(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_probabilities_and_thresholds_are_fitted_on_images_without_copies(half_leaked: Path, tmp_path: Path):
+def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leaked: Path, tmp_path: Path):
     run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    calibration and thresholds, without 12 such validation images" in run.trust
+    assert "fitted    model selection, calibration and thresholds, without 12 such validation images" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["calibration"]["abstention"]["n"] == 24
     assert metrics["unknown"]["thresholds"]["n"] == 24
     assert metrics["unknown"]["known"]["valid"]["n"] == 36
+    assert run.best.figures is not None
+    assert run.best.figures.n == 24
+    for row in read_history(run.path / "history.csv"):
+        assert row.valid_accuracy * 24 == pytest.approx(round(row.valid_accuracy * 24), abs=1e-4)
+
+
+def test_trials_of_a_sweep_are_compared_on_images_without_copies(
+    half_leaked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    recipe, space = str(write_recipe(tmp_path / "r.toml")), {"phase.1.lr": {"choices": [0.1, 0.01]}}
+    found = sweep(half_leaked, recipe, space, trials=2, out=tmp_path / "sweep", console=Console())
+    assert [trial.figures["n"] for trial in found.trials] == [24, 24]
+    said = capsys.readouterr().err
+    assert said.count("trials are compared on 24 of 36 validation images: the others were seen in training") == 1
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -174,9 +190,11 @@ def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path
         splits.append(f"copy {rows[i]},valid")
     table.write_text("\n".join([f"{head},split", *splits]) + "\n")
     run = linnaeus.train(table, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    calibration and thresholds, without 10 such validation images" in run.trust
+    assert "fitted    model selection, calibration and thresholds, without 10 such validation images" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert (metrics["calibration"]["n"], metrics["valid"]["n"]) == (30, 40)
+    assert run.best.figures is not None
+    assert run.best.figures.n == 30
 
 
 @pytest.mark.usefixtures("undrawn")

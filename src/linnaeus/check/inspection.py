@@ -17,6 +17,7 @@ from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.perceptual import RunHashes, comparable
+from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.stores.image_statistics import StatisticsBuilder
@@ -88,6 +89,22 @@ def _where(table: Table) -> str:
         return "all findings are in the estimator's check_"
     shown = "" if not Path(table.source).exists() else "; linnaeus check, with --gallery, shows the images"
     return f"all findings are in the check.json of this run{shown}"
+
+
+def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console: Console) -> np.ndarray | None:
+    """(n,) bool: which of the validation `images` (n,), by table, choose the model and fit its thresholds; None: all.
+
+    A model is better and surer on an image of which training had a copy, and the more so the more it memorizes.
+    """
+    unseen = ~np.isin(images, leaked.get("valid", []))
+    if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
+        return None if unseen.all() else unseen
+    console.warn(
+        f"only {n} of {len(unseen)} validation images were not seen in training, too few to choose a model and to fit "
+        "its thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` "
+        "lists"
+    )
+    return None
 
 
 def without_leaks(

@@ -26,9 +26,9 @@ class Row:
     train_accuracy: float | None
     """On the same images; None if images are mixed."""
     valid_loss: float
-    """Mean over all validation images after the epoch."""
+    """Mean over the validation images after the epoch, without those that have a copy in training."""
     valid_accuracy: float
-    """Share of the validation images that are classified correctly, with several labels: all of them."""
+    """Share of the same images that are classified correctly, with several labels: all of them."""
     seconds: float
     """Duration of the epoch, validation included."""
     valid_map: float | None = None

@@ -161,9 +161,9 @@ class _Loop:
 
 
 def validate(net: nn.Module, valid: Stream, engine: Engine, epoch: int = 0) -> Headline:
-    """The metrics of `net` on the validation images, identical on all ranks."""
+    """The metrics of `net` on the validation images that training has not seen, identical on all ranks."""
     outputs = answer(net, valid.batches, lambda batch: valid.prepare(batch, epoch), engine, engine.autocast)
-    return engine.broadcast(lambda: headline(outputs))
+    return engine.broadcast(lambda: headline(outputs if valid.unseen is None else outputs.take(valid.unseen)))
 
 
 class BufferBackup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor, nn
 
 from linnaeus.data.batches import Batch, Batches
@@ -19,6 +20,8 @@ class Stream:
 
     batches: Batches
     prepare: Callable[[Batch, int], Tensor]
+    unseen: np.ndarray | None = None
+    """(n,) bool: the samples that measure the network; None: all."""
 
 
 class AboveCut(nn.Module):

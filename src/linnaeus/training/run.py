@@ -197,6 +197,11 @@ def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint
 def _run_trial(prepared: Prepared, recorder: RunRecorder, session: Session, observe: Observer) -> Run:
     """Train for the validation metrics alone: no checkpoints, no model file, no final evaluation."""
     prepared.folder.start([])
+    if (unseen := prepared.unseen) is not None:
+        prepared.console.warn(
+            f"trials are compared on {int(unseen.sum()):,} of {len(unseen):,} validation images: the others were seen "
+            "in training"
+        )
     phases = _phases(prepared, recorder, session)
     phases.observe = observe
     best = phases.run()
@@ -211,7 +216,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     frozen.round_as(recipe.model.frozen, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.write_tuned
-    streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed)
+    streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed, prepared.unseen)
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)
 

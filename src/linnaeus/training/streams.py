@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,8 @@ class Streams:
     valid: Samples
     phases: list[Phase]
     seed: int
+    unseen: np.ndarray | None = None
+    """(n,) bool: the validation samples that choose the model; None: all."""
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +155,7 @@ class Streams:
 
     def _valid_pixels(self) -> Stream:
         rows = on_device(self.valid.rows, self.device)
-        return Stream(self._valid_batches(rows, self.frozen.batch), self._preprocess)
+        return Stream(self._valid_batches(rows, self.frozen.batch), self._preprocess, self.unseen)
 
     def _valid_batches(self, rows: Rows, batch: int) -> Batches:
         """Validation batches over `rows`, with `batch` samples for each process."""
@@ -198,8 +200,8 @@ class Streams:
         rows = self._store(exact or self.frozen, cuts, self.valid, self._preprocess, "validation", {})
         if rows is None:
             pixels, executor = self._valid_pixels(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
-            return Stream(pixels.batches, lambda batch, epoch: executor(self._preprocess(batch)))
-        return Stream(self._valid_batches(rows, STORED_BATCH), lambda batch, epoch: stored(batch))
+            return replace(pixels, prepare=lambda batch, epoch: executor(self._preprocess(batch)))
+        return Stream(self._valid_batches(rows, STORED_BATCH), lambda batch, epoch: stored(batch), self.unseen)
 
     def _train_activations(self, number: int, cut: str) -> Stream:
         """Stored activations of the training images, or of `views` augmented versions of each."""

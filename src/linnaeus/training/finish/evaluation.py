@@ -65,24 +65,19 @@ def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
     return {split: assessment.long_dict(table.classes, table.names) for split, assessment in assessments.items()}
 
 
-def leak_lines(without_leaks: Mapping[str, Headline | None], unfitted: int) -> list[str]:
-    """Lines for the terminal: the metrics without images that were seen before, and that `unfitted` of them were not
-    used for the calibration."""
+def leak_lines(without_leaks: Mapping[str, Headline | None], unseen: np.ndarray | None) -> list[str]:
+    """Lines for the terminal: the metrics without images that were seen before, and what these were not used for."""
     before = "images that have a copy in an earlier split or that the initial weights were trained on"
     lines = [f"{split:9} {clean or 'no image is left'}, without {before}" for split, clean in without_leaks.items()]
-    if unfitted:
-        lines.append(f"fitted    calibration and thresholds, without {counted(unfitted, 'such validation image')}")
+    if unseen is not None:
+        count = counted(int((~unseen).sum()), "such validation image")
+        lines.append(f"fitted    model selection, calibration and thresholds, without {count}")
     return lines
 
 
 def kept(outputs: Outputs, unseen: np.ndarray | None) -> Outputs:
-    """The validation outputs that fit a calibration."""
+    """The validation outputs that choose a model and fit its calibration."""
     return outputs if unseen is None else outputs.take(unseen)
-
-
-def seen(unseen: np.ndarray | None) -> int:
-    """Number of validation images that fit no calibration."""
-    return 0 if unseen is None else int((~unseen).sum())
 
 
 def fitting(split: str, unseen: np.ndarray | None) -> np.ndarray | None:
@@ -115,9 +110,9 @@ class FinalEvaluation:
     def __init__(self, outputs: dict[str, Outputs], candidates: int, unseen: np.ndarray | None = None):
         """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
 
-        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration.
         """
-        self.seen = seen(unseen)
+        self.unseen = unseen
         self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
@@ -162,7 +157,7 @@ class FinalEvaluation:
         quality = self.assessments[split].calibration
         failure = calibration_failure(quality.temperature)
         return [
-            *leak_lines(self.without_leaks, self.seen),
+            *leak_lines(self.without_leaks, self.unseen),
             f"certainty {certainty(self.assessments[split], place)}",
             *([f"certainty {failure}"] if failure else []),
             f"unsure    {self.calibration.rule.brief}",

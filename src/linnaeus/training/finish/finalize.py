@@ -23,7 +23,7 @@ from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
-from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict
+from linnaeus.training.finish.evaluation import FinalEvaluation, kept, long_dict
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
 from linnaeus.training.finish.plots import stored_rows, write_curves, write_plots
@@ -224,8 +224,9 @@ def _difference(evaluation: AnyEvaluation, chosen: Headline, error: float) -> st
     if isinstance(evaluation, LabelEvaluation):
         return evaluation.difference(chosen, error)
     assert isinstance(chosen, Figures)
-    valid = evaluation.figures["valid"]
-    if abs(valid.correct - chosen.correct) <= decided_by_rounding(evaluation.calibrated["valid"], error):
+    outputs = kept(evaluation.calibrated["valid"], evaluation.unseen)
+    valid = evaluation.measure(outputs)
+    if abs(valid.correct - chosen.correct) <= decided_by_rounding(outputs, error):
         return ""
     return (
         f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "

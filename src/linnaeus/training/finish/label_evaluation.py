@@ -24,7 +24,6 @@ from linnaeus.training.finish.evaluation import (
     kept,
     leak_lines,
     sample_names,
-    seen,
     split_dicts,
     summary_split,
 )
@@ -43,9 +42,9 @@ class LabelEvaluation:
     ):
         """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe.
 
-        With `unseen`, (n,) bool, only these validation images fit the calibration.
+        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration.
         """
-        self.names, self.outputs, self.seen = names, outputs, seen(unseen)
+        self.names, self.outputs, self.unseen = names, outputs, unseen
         self.calibration = LabelCalibration.fit(kept(outputs["valid"], unseen), "valid", precision)
         self.calibrated = {split: self.calibration.apply(out) for split, out in outputs.items()}
         self.assessments = {
@@ -67,8 +66,9 @@ class LabelEvaluation:
         `error`: the relative error of the logits during training.
         """
         assert isinstance(chosen, LabelFigures)
-        saved = label_figures(self.outputs["valid"])
-        if abs(saved.map - chosen.map) <= map_within_rounding(self.outputs["valid"], error):
+        outputs = kept(self.outputs["valid"], self.unseen)
+        saved = label_figures(outputs)
+        if abs(saved.map - chosen.map) <= map_within_rounding(outputs, error):
             return ""
         return (
             f"the saved model has a mean average precision of {percent(saved.map, 2)} on validation, but had "
@@ -94,7 +94,7 @@ class LabelEvaluation:
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
-            *leak_lines(self.without_leaks, self.seen),
+            *leak_lines(self.without_leaks, self.unseen),
             f"certainty calibration error {after}, {before} before calibration of each label ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,

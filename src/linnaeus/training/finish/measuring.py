@@ -10,7 +10,6 @@ import numpy as np
 from linnaeus.inference.feature_batches import feature_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
-from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.thumbnails import Thumbnails
 from linnaeus.modelfile.safetensors import ModelFile
@@ -29,7 +28,7 @@ AnyEvaluation = FinalEvaluation | LabelEvaluation
 
 def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: Streams) -> AnyEvaluation:
     """The evaluation of the task. Several labels per image leave no one class that an unknown image could lack."""
-    unseen = prepared.engine.broadcast(lambda: _unseen(prepared))
+    unseen = prepared.unseen
     if prepared.table.several:
         outputs = _outputs(prepared, network, None)
         return LabelEvaluation(outputs, prepared.table.names, prepared.recipe.label_precision, unseen)
@@ -42,24 +41,6 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
         features, references, thumbnails, evaluation.calibrated, header.classes, unseen
     )
     return evaluation
-
-
-def _unseen(prepared: Prepared) -> np.ndarray | None:
-    """(n,) bool: the validation images that fit probabilities and thresholds; None: all of them.
-
-    On an image of which training had a copy, a model is surer than on new ones.
-    """
-    if "valid" not in prepared.inspection.leaked:
-        return None
-    images = prepared.samples["valid"].kept(prepared.table.where("valid"))
-    unseen = ~np.isin(images, prepared.inspection.leaked["valid"])
-    if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
-        return None if unseen.all() else unseen
-    prepared.console.warn(
-        f"only {n} of {len(unseen)} validation images were not seen in training, too few to fit probabilities and "
-        "thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` lists"
-    )
-    return None
 
 
 def _outputs(

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from linnaeus.cache import default_cache
-from linnaeus.check.inspection import Inspection, inspect
+from linnaeus.check.inspection import Inspection, inspect, unseen_validation
 from linnaeus.console import Console, counted
 from linnaeus.data.images.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
@@ -75,6 +76,8 @@ class Prepared:
     console: Console
     membership: Membership
     """The content of all images, by split."""
+    unseen: np.ndarray | None = None
+    """(n,) bool: the validation images that choose the model and fit its thresholds; None: all."""
     changes: RunChanges | None = None
     """How the run differs from the one that it is derived from."""
 
@@ -136,6 +139,8 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
+    images = samples["valid"].kept(table.where("valid"))
+    unseen = engine.broadcast(lambda: unseen_validation(inspection.leaked, images, console))
     return Prepared(
         recipe,
         table,
@@ -149,6 +154,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         engine,
         console,
         Membership.of(contents, table.split, lineage.contents),
+        unseen,
         None if request.earlier is None else request.earlier.changes,
     )
 
