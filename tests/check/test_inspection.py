@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import write_idx, write_images, write_label_sets, write_recipe
 
 import linnaeus
@@ -15,8 +17,10 @@ from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
+from linnaeus.export.model_card import model_card
 from linnaeus.runs.history import read_history
 from linnaeus.sweeps.run import sweep
+from linnaeus.text import percent
 from linnaeus.training.finish import finalize
 
 QUIET = Console(quiet=True)
@@ -158,6 +162,33 @@ def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leak
     assert run.best.figures.n == 24
     for row in read_history(run.path / "history.csv"):
         assert row.valid_accuracy * 24 == pytest.approx(round(row.valid_accuracy * 24), abs=1e-4)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_model_file_and_its_card_have_the_figures_of_images_without_copies(half_leaked: Path, tmp_path: Path):
+    run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
+    clean = json.loads((run.path / "metrics.json").read_text())["valid"]["without_leaks"]
+    model = run.load()
+    assert model.about.metrics == {"valid": clean | {"seen": 12}}
+    card = model_card(model, "model.safetensors")
+    assert f"| valid | 24 | {percent(clean['accuracy'], 2)} ({clean['correct']}) |" in card
+    assert "12 more of the valid images are not counted: they have copies in an earlier split" in card
+
+
+def test_a_run_on_noise_says_that_it_knows_no_more_than_the_most_frequent_class(tmp_path: Path, say):
+    source, random = tmp_path / "noise", np.random.default_rng(0)
+    for name, n in (("train/a", 40), ("train/b", 5), ("valid/a", 36), ("valid/b", 4)):
+        (source / name).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / name / f"{i}.png")
+    said = say("train", source, "--recipe", write_recipe(tmp_path / "r.toml"), "--out", tmp_path / "run")
+    told = "not significantly more than always answering the most frequent class: 90.00 %"
+    line = next(line for line in said.out.splitlines() if line.startswith("valid "))
+    assert line.endswith(f", {told}")
+    assert f"The accuracy is {told}." in (tmp_path / "run/report.html").read_text()
+    assert f"On `valid`, this accuracy is {told}." in model_card(linnaeus.load(tmp_path / "run"), "model.safetensors")
+    said = say("evaluate", tmp_path / "run", source, "--split", "valid")
+    assert f"this accuracy is {told}" in said.out
 
 
 def test_trials_of_a_sweep_are_compared_on_images_without_copies(

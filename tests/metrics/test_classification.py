@@ -19,7 +19,14 @@ from linnaeus.metrics.bootstrap import (
     resample,
     resample_weights,
 )
-from linnaeus.metrics.classification import CLASS_METRICS, class_dicts, compute_metrics, most_confused
+from linnaeus.metrics.classification import (
+    CLASS_METRICS,
+    Figures,
+    class_dicts,
+    compute_metrics,
+    figures,
+    most_confused,
+)
 from linnaeus.metrics.outputs import Outputs
 
 TIGHT = 1e-9
@@ -175,6 +182,43 @@ def test_intervals_cover_the_truth():
     assert all(hit >= 132 for hit in hits.values()), hits  # 142 expected, standard deviation 2.7
 
 
+def test_average_precision_of_noise_is_not_above_chance():
+    """Plain percentiles were above the truth for 30 % of such samples."""
+    rng, above, outside = np.random.default_rng(0), 0, 0
+    for _ in range(150):
+        noise = Outputs(rng.integers(3, size=60), rng.normal(size=(60, 3)).astype(np.float32))
+        found = resample(WeightedSample(noise), resamples=300)
+        interval = found.interval("macro_average_precision")
+        assert interval is not None
+        above += interval[0] > 1 / 3
+        outside += not interval[0] <= found.values["macro_average_precision"] <= interval[1]
+    assert above <= 15
+    assert outside == 0
+
+
+def test_the_interval_of_the_average_precision_contains_it_where_all_answers_are_wrong():
+    labels = np.arange(40) % 2
+    rng = np.random.default_rng(0)
+    logits = np.stack([1.0 * labels, 1.0 - labels], 1) * 5 + rng.normal(scale=0.1, size=(40, 2))
+    found = compute_metrics(Outputs(labels, logits.astype(np.float32)))
+    estimate = found["macro_average_precision"]
+    assert estimate.ci95 is not None
+    assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
+
+
+def test_an_accuracy_that_one_class_alone_has_is_told():
+    labels = np.repeat([0, 1], [90, 10])
+    always = figures(Outputs(labels, np.tile(np.float32([1, 0]), (100, 1))))
+    assert str(always).endswith("not significantly more than always answering the most frequent class: 90.00 %")
+    assert Figures.from_dict(json.loads(json.dumps(always.to_dict()))) == always
+    knows = figures(Outputs(labels, np.eye(2, dtype=np.float32)[labels]))
+    assert str(knows) == "100.00 % (100 of 100, 95 % interval 96.3 % to 100.0 %)"
+    one = figures(Outputs(labels[:90], np.tile(np.float32([1, 0]), (90, 1))))
+    assert "most frequent" not in str(one), "where there is only one class, nothing better exists"
+    earlier = {name: value for name, value in always.to_dict().items() if name != "most_frequent"}
+    assert "most frequent" not in str(Figures.from_dict(earlier))
+
+
 def test_without_errors_the_bootstrap_gives_no_interval():
     """Resamples contain no error, so their interval would be 100 % to 100 %; Wilson's interval has a lower bound."""
     out = Outputs(np.arange(60) % 3, np.eye(3, dtype=np.float32)[np.arange(60) % 3] * 5)
@@ -182,6 +226,11 @@ def test_without_errors_the_bootstrap_gives_no_interval():
     assert found["balanced_accuracy"].value == 1
     assert found["balanced_accuracy"].ci95 is None
     assert found["accuracy"].ci95 == pytest.approx((0.9398, 1.0), abs=1e-4)
+    blurred = Outputs(out.labels, out.logits * np.linspace(0.5, 1, 60, dtype=np.float32)[:, None])
+    wrong = Outputs((blurred.labels + 1) % 3, blurred.logits)
+    for some in (compute_metrics(blurred), compute_metrics(wrong)):
+        assert [some[name].ci95 for name in ("loss", "brier", "ece", "ece_equal_mass")] == [None] * 4
+        assert some["loss"].value is not None
     assert percentile_interval(np.array([np.nan] * 200)) is None
 
 

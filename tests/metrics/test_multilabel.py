@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from linnaeus.errors import UserError
 from linnaeus.metrics.label_assessment import assess_labels
 from linnaeus.metrics.label_calibration import NEVER, LabelCalibration, choose_threshold, cross_fit_labels, fit_label
-from linnaeus.metrics.multilabel import LabelFigures, compute_label_metrics, headline, label_figures
+from linnaeus.metrics.multilabel import LabelFigures, compute_label_metrics, headline, label_figures, map_by_chance
 from linnaeus.metrics.outputs import Outputs, sigmoid
 from linnaeus.metrics.stratification import iterative_stratification, stratified_label_folds
 
@@ -58,6 +58,19 @@ def test_values_are_those_of_scikit_learn():
     short = label_figures(out, decisions)
     assert (short.map, short.macro_f1, short.n) == (found["map"].value, found["macro_f1"].value, 200)
     assert LabelFigures.from_dict(short.to_dict()) == short == headline(out) or short != headline(out)
+
+
+def test_the_average_precision_by_chance_is_that_of_random_orders():
+    labels = np.zeros((20, 3), bool)
+    labels[:3, 0] = labels[:12, 1] = True
+    generator = np.random.default_rng(0)
+    found = [
+        label_figures(Outputs(labels, generator.normal(size=labels.shape).astype(np.float32))).map for _ in range(2000)
+    ]
+    assert map_by_chance(labels) == pytest.approx(np.mean(found), abs=0.01)
+    assert map_by_chance(labels) > labels[:, :2].mean() + 0.05, "more than the share of images with the label"
+    assert map_by_chance(np.zeros((20, 3), bool)) == 0
+    assert map_by_chance(np.ones((1, 1), bool)) == 1
 
 
 def test_a_label_that_does_not_occur_has_no_figures_and_does_not_count():

@@ -60,7 +60,7 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
     complete = [row for row in table if row["state"] == "complete"]
     best = max(complete, key=lambda row: (float(row["accuracy"]), -float(row["loss"])))
     head = (folder / "best.toml").read_text(encoding="utf-8")
-    assert f"Validation accuracy {percent(float(best['accuracy']), 2)} ({best['correct']} of {best['n']} right" in head
+    assert f"Validation accuracy {percent(float(best['accuracy']), 2)} ({best['correct']} of {best['n']}, " in head
     assert "selected among 6 on these same images" in head
     assert Image.open(folder / "sweep.png").size[0] > 1000
     assert not list((folder / "trials").glob(".*")), "the run folders of trials are removed"

@@ -81,16 +81,12 @@ def sweep(
 
 
 def _print_sweep(result: Sweep, console: Console) -> None:
+    from linnaeus.metrics.multilabel import read_headline
     from linnaeus.sweeps.results import counts
 
-    figures = result.best.figures
-    low, high = figures["accuracy_ci95"]
     console.say()
     console.say(f"trials    {len(result.trials)}: {counts(result.trials)}")
-    console.say(
-        f"best      trial {result.best.number}, validation {percent(figures['accuracy'], 2)} ({figures['correct']} of "
-        f"{figures['n']}, 95 % interval {percent(low)} to {percent(high)})"
-    )
+    console.say(f"best      trial {result.best.number}, validation {read_headline(result.best.figures)}")
     # The best of many trials was selected on these very images: its accuracy is biased upwards.
     console.say(f"          selected from {len(result.trials)} trials on the same images, so this score is optimistic")
     if result.importances:

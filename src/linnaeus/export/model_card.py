@@ -11,6 +11,7 @@ from typing import Any
 
 from linnaeus._version import __version__
 from linnaeus.inference.classifier import Classifier
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import wilson
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.text import percent
@@ -61,6 +62,7 @@ def model_card(
     )
     environment.filters |= {"yaml": _yaml_text, "plain": _without_markdown, "percent": percent}
     environment.filters |= {"interval": _interval, "other_metrics": _other_metrics}
+    environment.filters |= {"no_better": no_better_than_one_class}
     return environment.get_template("model_card.md.j2").render(
         file=file, call=call, repository=repository, license=license or "unknown", **_values(classifier)
     )

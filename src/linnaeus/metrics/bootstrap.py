@@ -35,8 +35,11 @@ RESAMPLES = 1000
 MIN_RESAMPLES = 100  # percentiles of fewer are not meaningful
 RANKING_WORK = 200_000_000  # images x classes x resamples that the ranking metrics may cost: 2 to 4 s
 CHUNK = 500_000  # images x resamples at a time, which fit the cache of one core
-BIASED = ("ece", "ece_equal_mass")
-"""Metrics that sampling noise can only increase."""
+BIASED = (
+    *("ece", "ece_equal_mass"),
+    *("average_precision", "macro_average_precision", "map", "micro_average_precision"),
+)
+"""Metrics that sampling noise increases: calibration errors always, average precision unless the ranking is good."""
 
 
 class WeightedMetrics(Protocol):
@@ -71,8 +74,8 @@ class Resampled:
         if name not in self.metrics:
             return None
         interval = percentile_interval(self.metrics[name] if label is None else self.metrics[name][label], self.groups)
-        # Calibration errors are biased upwards, so plain quantiles would be too high.
-        return _calibration_error_interval(interval, float(self.values[name])) if name in BIASED else interval
+        value = self.values[name] if label is None else self.values[name][label]
+        return _lowered(interval, float(value)) if name in BIASED else interval
 
     def estimate(self, name: str, label: int | None = None) -> Estimate:
         """A metric, or the metric of one class, with its interval."""
@@ -136,15 +139,20 @@ def percentile_interval(values: np.ndarray, groups: int | None = None) -> Interv
     return float(low), float(high)
 
 
-def _calibration_error_interval(interval: Interval, estimate: float) -> Interval:
-    """The interval of a calibration error, corrected for its bias: sampling noise can only increase the error.
+def _lowered(interval: Interval, estimate: float) -> Interval:
+    """The interval of a metric in 0..1 that sampling noise increases, corrected for that bias.
 
     A resample adds noise to an estimate that contains some already, so both percentiles are too high, often above the
     estimate itself. The upper one is kept, which is conservative; the lower one is that of the basic bootstrap,
-    mirrored at the estimate (Davison and Hinkley 1997, section 5.2). Coverage on samples of 150 to 3,000 images from a
-    known population was 89 to 98 %, against 0 to 97 % for plain and 80 to 98 % for mirrored percentiles.
+    mirrored at the estimate (Davison and Hinkley 1997, section 5.2), where that is lower.
+
+    Coverage of calibration errors on samples of 150 to 3,000 images from a known population was 89 to 98 %, against 0
+    to 97 % for plain and 80 to 98 % for mirrored percentiles. Coverage of the mean average precision on 200 samples
+    each of 20 to 300 images of which the model knows nothing was 91 to 97 %, against 69 to 83 % for plain percentiles,
+    which were above the truth for 16 to 30 % of the samples; on 200 images of 10 classes and an average precision of
+    0.31 it was 92 %, against 56 %. Where it was 0.83 and more, both had 86 to 94 %.
     """
-    return None if interval is None else (max(0.0, 2 * estimate - interval[1]), interval[1])
+    return None if interval is None else (max(0.0, min(interval[0], 2 * estimate - interval[1])), interval[1])
 
 
 class WeightedSample:

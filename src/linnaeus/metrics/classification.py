@@ -44,6 +44,8 @@ from linnaeus.text import percent
 FEW_CLASSES = 10
 """Up to this many classes, the top-5 accuracy is left out: it says little where five classes are half of all."""
 
+OPTIONAL = ("groups", "most_frequent")
+"""Figures that do not always exist."""
 CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 
 
@@ -60,23 +62,37 @@ class Figures:
     loss: float
     groups: int | None = None
     """Number of groups; None where the images come in none."""
+    most_frequent: int | None = None
+    """Images of the most frequent class, which is what a model that always answers it gets right."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        if self.groups is None:
-            del values["groups"]
-        return values
+        return {key: value for key, value in values.items() if value is not None or key not in OPTIONAL}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Figures:
         """The inverse of `to_dict`; further keys are ignored."""
-        known = {field.name: values[field.name] for field in fields(cls) if field.name != "groups"}
-        return cls(**{**known, "accuracy_ci95": tuple(known["accuracy_ci95"]), "groups": values.get("groups")})
+        known = {f.name: values.get(f.name) if f.name in OPTIONAL else values[f.name] for f in fields(cls)}
+        return cls(**{**known, "accuracy_ci95": tuple(known["accuracy_ci95"])})
 
     def __str__(self) -> str:
         low, high = self.accuracy_ci95
         n = f"{self.n}" if self.groups is None else f"{self.n} in {self.groups} groups"
-        return f"{percent(self.accuracy, 2)} ({self.correct} of {n}, 95 % interval {percent(low)} to {percent(high)})"
+        text = f"{percent(self.accuracy, 2)} ({self.correct} of {n}, 95 % interval {percent(low)} to {percent(high)})"
+        no_better = no_better_than_one_class(self.to_dict())
+        return f"{text}, {no_better}" if no_better else text
+
+
+def no_better_than_one_class(values: Mapping[str, Any]) -> str:
+    """What to know of an accuracy that a model without any knowledge of the images has too; empty for others.
+
+    `values`: accuracy_ci95, most_frequent and n, as in metrics.json; files of earlier versions lack some.
+    """
+    n, count, interval = (values.get(name) for name in ("n", "most_frequent", "accuracy_ci95"))
+    # Where all images are of one class, no other answer could be better.
+    if not count or not interval or count == n or count / n < interval[0]:
+        return ""
+    return f"not significantly more than always answering the most frequent class: {percent(count / n, 2)}"
 
 
 def figures(outputs: Outputs) -> Figures:
@@ -92,6 +108,7 @@ def figures(outputs: Outputs) -> Figures:
         balanced_accuracy=balanced_accuracy(confusion_matrix(outputs.labels, outputs.predicted, classes)),
         loss=float(outputs.losses.mean()),
         groups=outputs.group_count,
+        most_frequent=int(np.bincount(outputs.labels).max()),
     )
 
 
@@ -198,7 +215,8 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """The overall metrics for JSON: `name` and `name_ci95` of each, with the counts."""
-        values: dict[str, Any] = {"n": self.n, "correct": self.correct}
+        most_frequent = max(row.support for row in self.classes)
+        values: dict[str, Any] = {"n": self.n, "correct": self.correct, "most_frequent": most_frequent}
         values |= {} if self.groups is None else {"groups": self.groups}
         return values | {
             **estimate_entries(self.overall),
@@ -220,12 +238,16 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
         "macro_precision": drawn.estimate("macro_precision"),
         "macro_recall": drawn.estimate("balanced_accuracy"),
     }
-    rest = ("macro_f1", "macro_roc_auc", "macro_average_precision", "loss", "brier", "ece", "ece_equal_mass")
+    rankings = ("macro_roc_auc", "macro_average_precision")
+    # Where all answers are right, or all wrong, no resample has one of the other kind, whose loss would be far off.
+    seen = 0 < correct.sum() < len(correct)
+    losses = {name: drawn.estimate(name) for name in ("loss", "brier", "ece", "ece_equal_mass")}
+    losses = {name: estimate if seen else Estimate(estimate.value) for name, estimate in losses.items()}
     matrix = confusion_matrix(outputs.labels, outputs.predicted, classes)
     return Metrics(
         n=len(correct),
         correct=int(correct.sum()),
-        overall=overall | {name: drawn.estimate(name) for name in rest},
+        overall=overall | {name: drawn.estimate(name) for name in ("macro_f1", *rankings)} | losses,
         classes=tuple(_class_metrics(outputs, matrix, drawn)),
         confusion=matrix,
         ece_by_chance=sample.ece_by_chance(drawn.resamples, seed),

@@ -15,6 +15,7 @@ from linnaeus.metrics.multilabel import (
     MultiLabelMetrics,
     compute_label_metrics,
     label_figures,
+    map_by_chance,
 )
 from linnaeus.metrics.outputs import Outputs
 
@@ -37,7 +38,7 @@ class LabelAssessment:
     reliability: dict[str, list[dict[str, Any]]]
     """Rows of a reliability diagram of all pairs of an image and a label, `before` and `after`."""
     chance: float
-    """Mean average precision of a random ranking: the mean share of the images that have a label."""
+    """Mean average precision that a random order of the images has on average."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without the labels and their co-occurrence."""
@@ -92,7 +93,7 @@ def assess_labels(
         _quality(honest),
         {name: _errors_of_labels(stage) for name, stage in stages.items()},
         {name: _reliability(stage) for name, stage in stages.items()},
-        float(outputs.labels[:, outputs.labels.any(0)].mean()) if outputs.labels.any() else 0.0,
+        map_by_chance(outputs.labels),
     )
 
 

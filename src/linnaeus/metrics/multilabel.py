@@ -96,6 +96,19 @@ def label_figures(outputs: Outputs, decisions: np.ndarray | None = None) -> Labe
     )
 
 
+def map_by_chance(labels: np.ndarray) -> float:
+    """The mean average precision that a random order of the images has on average; `labels` (n, labels) bool.
+
+    More than the mean share of images that have a label, because an early hit counts more than a late one costs
+    (Bestgen 2015, Exact expected average precision of the random baseline): 0.12 with 6 of 80 images.
+    """
+    n, positives = len(labels), labels.sum(0)[labels.any(0)]
+    if not len(positives):
+        return 0.0
+    first = float((1 / np.arange(1, n + 1)).mean())
+    return float((first + (1 - first) * (positives - 1) / max(n - 1, 1)).mean())
+
+
 Headline = Figures | LabelFigures
 
 

@@ -109,6 +109,8 @@ class SplitFigures(Open):
     balanced_accuracy: Share | None = None
     loss: Annotated[float, Field(ge=0)] | None = None
     groups: Count | None = None
+    most_frequent: Count | None = None
+    seen: Count | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> SplitFigures:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
 from linnaeus.metrics.calibration import calibration_failure, chance_words
-from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused
+from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused, no_better_than_one_class
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.slices import Slice
 from linnaeus.text import align, percent, shorten
@@ -57,7 +57,8 @@ def summary(metrics: Metrics) -> list[str]:
     for name, label in LABELS.items():
         if metrics[name].value is not None:
             rows.append([label, *_with_interval(metrics[name], as_percent=name in PERCENT), counts.get(name, "")])
-    return align(rows, "<>><")
+    no_better = no_better_than_one_class(metrics.to_dict())
+    return [*align(rows, "<>><"), *([f"this accuracy is {no_better}"] if no_better else [])]
 
 
 def classes(metrics: Metrics, names: Sequence[str]) -> list[str]:

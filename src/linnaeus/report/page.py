@@ -13,6 +13,7 @@ from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
 from linnaeus.files import write_text
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.report import page_sections as sections
 from linnaeus.report.changes import changes_section
 from linnaeus.report.class_sections import class_values
@@ -140,6 +141,8 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
         width = f": its interval spans {counted(round(high - low), 'percentage point')}" if high > low else ""
         images_of = counted(figures["n"], f"{sections.WORDS[run.split]} image")
         notes.append(f"The figure comes from only {images_of}{width}. More images would make it more precise.")
+    if no_better := no_better_than_one_class(figures):
+        notes.append(f"The accuracy is {no_better}.")
     for split in run.measured:
         if "without_leaks" in run.metrics[split]:
             notes.append(_without_leaks(split, run.metrics[split]["without_leaks"]))

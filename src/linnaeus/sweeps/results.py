@@ -162,13 +162,8 @@ def header(best: Trial, trials: Sequence[Trial], base: Recipe, space: Space) -> 
 
 
 def _quality(figures: dict[str, Any]) -> str:
-    if "map" in figures:  # several labels per image
-        return str(read_headline(figures))
-    low, high = figures["accuracy_ci95"]
-    return (
-        f"accuracy {percent(figures['accuracy'], 2)} ({figures['correct']} of {figures['n']} right; 95 % interval "
-        f"{percent(low)} to {percent(high)})"
-    )
+    """`accuracy 93.12 % (149 of 160, …)`, or `mAP …` with several labels per image."""
+    return ("" if "map" in figures else "accuracy ") + str(read_headline(figures))
 
 
 def trial_line(trial: Trial, trials: Sequence[Trial], metric: str) -> str:

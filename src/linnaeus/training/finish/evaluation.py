@@ -3,7 +3,8 @@
 `metrics.json` is one object:
 
     valid, test     metrics of a split, from the saved model: n, correct, accuracy, accuracy_ci95, loss, top5 and more;
-                    groups, if the images come in groups
+                    groups, if the images come in groups; most_frequent, the images of the most frequent class;
+                    without_leaks, the metrics of the images that were not seen before, if others were
     calibration     the temperature, and the probability from which on the model answers
     unknown         thresholds above which an image is unknown, what they accept of each split, and how well images of
                     a class that is left out are recognized (AUROC, by class in turn)

@@ -179,7 +179,7 @@ def _write_results(
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
-    header.metrics = {split: result.to_dict() for split, result in evaluation.figures.items()}
+    header.metrics = _published(evaluation)
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
         header.unknown = evaluation.recognition.detector.to_dict()
@@ -205,6 +205,16 @@ def _write_results(
     folder.write_metrics(metrics)
     if ending.draw:
         _write_report(prepared, ending, metrics, network, header)
+
+
+def _published(evaluation: AnyEvaluation) -> dict[str, Any]:
+    """The figures by split for the model file, from which page and model card show them: without seen images."""
+    published = {}
+    for split, whole in evaluation.figures.items():
+        clean = evaluation.without_leaks.get(split, whole)
+        if clean is not None:
+            published[split] = clean.to_dict() | ({} if clean is whole else {"seen": whole.n - clean.n})
+    return published
 
 
 def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:

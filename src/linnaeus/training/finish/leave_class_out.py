@@ -64,9 +64,15 @@ class LeftOut:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of k values in 0..1, by Student's t; (0, 1) for a single one."""
+    """95 % interval of the mean of k values in 0..1, by Student's t; (0, 1) for a single one.
+
+    If all are 0 or all are 1, it is the exact interval of a share of 0 or 1 of k (Clopper and Pearson 1934).
+    """
     if len(values) < 2:
         return 0.0, 1.0
+    if values.max() == 0 or values.min() == 1:
+        bound = 0.025 ** (1 / len(values))
+        return (bound, 1.0) if values.min() == 1 else (0.0, 1 - bound)
     half = student_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
 
