@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -255,16 +256,18 @@ def test_the_scikit_learn_estimator_takes_and_gives_an_indicator(run: Path, tmp_
         ImageClassifier(str(recipe), device="cpu").fit(paths, table.labels * 2)
 
 
-def test_a_sweep_is_selected_by_map(run: Path, tmp_path: Path):
+def test_a_sweep_is_selected_by_map(run: Path, tmp_path: Path, say):
     pytest.importorskip("optuna")
-    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
-    space = {"phase.1.lr": {"choices": [1e-3, 5e-3]}}
-    found = linnaeus.sweep(
-        run.parent / "data" / "all.csv", str(recipe), space, trials=2, out=tmp_path / "s", device="cpu"
-    )
-    assert "map" in found.best.figures
-    assert "best by mean average precision" in found.recipe.read_text()
-    assert 'best = "map"' in found.recipe.read_text()
+    recipe, out = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "s"
+    space = tmp_path / "space.toml"
+    space.write_text('"phase.1.lr" = { choices = [1e-3, 5e-3] }')
+    source = run.parent / "data" / "all.csv"
+    said = say("sweep", source, "--recipe", recipe, "--space", space, "--trials", 2, "--out", out, "--device", "cpu")
+    assert said.status == 0, said.err
+    best = (out / "best.toml").read_text()
+    assert "best by mean average precision" in best
+    assert 'best = "map"' in best
+    assert re.search(r"^best      trial \d, validation mAP [\d.]+ % over 4 labels", said.out, re.M)
 
 
 def test_shards_and_probe_refuse_several_labels(run: Path, say, tmp_path: Path):
