@@ -143,6 +143,13 @@ def test_sources_that_training_rejects_can_be_checked(tmp_path: Path):
     assert ("confusable-names", "warning", ("Rose", "rose")) in found
 
 
+def test_quotation_marks_around_a_name_are_no_other_class(tmp_path: Path):
+    write_scenes(tmp_path, ("rose", "'rose'", '"rose"', "oak"))
+    (finding,) = class_names(open_source(tmp_path))
+    assert len(finding.classes) == 3
+    assert "quotation marks" in finding.detail
+
+
 def test_ignored_files_are_counted(tmp_path: Path):
     write_scenes(tmp_path)
     for name in ("notes.txt", "more.txt", ".hidden"):

@@ -91,6 +91,16 @@ def test_class_names_that_contain_a_separator_stay_whole(tmp_path: Path, header,
     assert len(table.classes) == 3
 
 
+def test_labels_that_join_others_by_a_comma_are_voiced(tmp_path: Path):
+    path = source(tmp_path, "image,label", "1", '"1,5"', "2")
+    told = "'1,5': read as one class each, although a part is a class too"
+    assert any(told in note and '--set data.separator=","' in note for note in open_source(path).notes)
+    assert sets(open_source(path, labels=LabelFormat(separator=","))) == ["1", "1+5", "2"]
+    assert not any(told in note for note in open_source(path, labels=SINGLE).notes)
+    plain = open_source(source(tmp_path, "image,label", '"rose, red"', '"rose, white"', "aster"))
+    assert not any("read as one class each" in note for note in plain.notes)
+
+
 def test_several_can_be_refused(tmp_path: Path):
     path = source(tmp_path, "image,labels", "cat|dog", "dog", "bird")
     assert open_source(path, labels=SINGLE).classes == ("bird", "cat|dog", "dog")

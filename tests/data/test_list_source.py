@@ -122,7 +122,8 @@ def test_one_clear_line_for_each_mistake(images: Path):
         (b"", "train.txt: lists no images"),
         (b"\n \n", "train.txt: lists no images"),
         (b"img/rose/1.jpg 0\nimg/rose/2.jpg 0\n", "one class, 'rose'"),
-        (b"img/rose/1.jpg caf\xe9\n", r"train.txt:1: label 'caf\\udce9' is not UTF-8; save the file as UTF-8"),
+        (b"img/rose/1.jpg caf\xe9\n", "train.txt:1: label 'café' (a guess from its bytes) is not UTF-8; save the"),
+        ("img/rose/1.jpg 玫瑰\n".encode("gbk"), "train.txt:1: label '玫瑰' (a guess from its bytes) is not UTF-8"),
         (b"img 0\nimg/rose 1\n", "train.txt:1: 'img' does not exist"),
     ):
         place.write_bytes(content)

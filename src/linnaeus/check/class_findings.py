@@ -17,6 +17,7 @@ from linnaeus.text import percent
 FEW_TO_LEARN = 10  # training images of a class
 FEW_TO_MEASURE = 5  # images of a class in valid or test; one error is then a fifth of its recall
 FEW_IN_ALL = 100  # images in valid or test; the 95 % interval of an accuracy of 90 % is then 83 % to 94 %
+QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb "
 COPY = re.compile(r"(\s*-\s*copy|\s+copy)?(\s*\([0-9]+\))?$", re.IGNORECASE)  # as file managers name a copied folder
 IMBALANCE = 10  # ratio of the largest class to the smallest
 
@@ -41,7 +42,7 @@ def class_sizes(table: Table) -> list[Finding]:
     small = np.flatnonzero((learned > 0) & (learned < FEW_TO_LEARN)).tolist()
     # The smallest class first.
     for c in sorted(small, key=lambda c: learned[c]):
-        detail = f"{learned[c]} training images; fewer than {FEW_TO_LEARN} rarely suffice"
+        detail = f"{counted(learned[c], 'training image')}; fewer than {FEW_TO_LEARN} rarely suffice"
         findings.append(Finding("few-images", "warning", (), (table.classes[c],), detail))
     present = learned[learned > 0]
     if len(present) > 1 and present.max() >= IMBALANCE * present.min():
@@ -58,7 +59,7 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
     """Findings about a split that is evaluated, with `n` images of each class, of which `learned` are for training."""
     findings = []
     for c in np.flatnonzero((n > 0) & (learned == 0)).tolist() if learned.any() else ():
-        detail = f"{n[c]} images in {split} but none for training; `linnaeus train` rejects this source"
+        detail = f"{counted(n[c], 'image')} in {split} but none for training; `linnaeus train` rejects this source"
         findings.append(Finding("missing-class", "error", (), (table.classes[c],), detail))
     for c in np.flatnonzero((n == 0) & (learned > 0)).tolist():
         detail = f"no images in {split}, so its recall cannot be measured"
@@ -110,9 +111,10 @@ def ignored_files(table: Table) -> list[Finding]:
 
 
 def _skeleton(name: str) -> str:
-    """A name without case, compatibility forms, invisible characters, the mark of a copy, leading zeros, and the
-    characters between its words."""
+    """A name without case, compatibility forms, invisible characters, the mark of a copy, leading zeros, quotation
+    marks around it, and the characters between its words."""
     text = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
+    text = text.strip(QUOTES) or text
     text = COPY.sub("", text.strip()) or text
     return re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"(?<=\w)[\s_\-]+(?=\w)", " ", text))
 
@@ -124,7 +126,7 @@ def _difference(names: list[str]) -> str:
         return "spaces, hyphens or underscores"
     if len({COPY.sub("", name.strip()) for name in names}) == 1:
         return "the mark of a copy"
-    return "case, spaces, leading zeros or Unicode form"
+    return "case, spaces, quotation marks, leading zeros or Unicode form"
 
 
 def _form(text: str) -> str:

@@ -102,7 +102,7 @@ def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console
     console.warn(
         f"only {n} of {len(unseen)} validation images were not seen in training, too few to choose a model and to fit "
         "its thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` "
-        "lists"
+        f"lists, or let --set data.split.groups={NEAR_DUPLICATES} split the source, which keeps them together"
     )
     return None
 

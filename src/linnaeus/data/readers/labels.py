@@ -50,6 +50,8 @@ def read_labels(
         return sets
     if label is not None:
         note = "" if label == "label" else f"label is read from column {label!r}"
+        if form.task is None and (joined := _joined({cells[label].strip() for _, cells in rows})):
+            note = f"{note}; {joined}" if note else joined
         return Labels({line: (cells[label],) for line, cells in rows}, (label,), note)
     classes = one_hot(file, others, rows)
     if classes is None:
@@ -118,6 +120,19 @@ def _separator(cells: Iterable[str], several: bool, task: str | None) -> str | N
         if (several or separator != ",") and any(part in texts for _, part in parts):
             return separator
     return None
+
+
+def _joined(texts: set[str]) -> str:
+    """A note on labels with a comma of which a part is a label too; empty if there are none."""
+    joined = natural_order(
+        text for text in texts if "," in text and any(part.strip() in texts for part in text.split(","))
+    )
+    if not joined:
+        return ""
+    return (
+        f"{listed(joined)}: read as one class each, although a part is a class too; if these are several labels, "
+        f'--set data.separator="," (otherwise {SWITCH})'
+    )
 
 
 def _parts(text: str, separator: str | None) -> tuple[str, ...]:

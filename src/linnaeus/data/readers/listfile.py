@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,11 +100,23 @@ def clip(text: str, most: int = 120) -> str:
     return repr(printable(text if len(text) <= most else text[:most] + "…"))
 
 
+def _guessed(text: str) -> str:
+    """A label that is not UTF-8, as it reads in a usual other encoding, so that the reader recognizes it."""
+    raw = text.encode("utf-8", "surrogateescape")
+    latin = sum(byte < 0x80 for byte in raw) > len(raw) / 2  # few accented letters, which GB 18030 would read too
+    for encoding in ("cp1252", "gb18030") if latin else ("gb18030", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            guess = raw.decode(encoding)
+            if guess.isprintable():
+                return f"{clip(guess)} (a guess from its bytes)"
+    return clip(text)
+
+
 def label_of(text: str, path: Path, number: int) -> str:
     """A label as written -> its class name. Refuses bytes that are no UTF-8, for they would match no other class."""
     if printable(text) != text:
         raise UserError(
-            f"{path}:{number}: label {clip(text)} is not UTF-8; save the file as UTF-8 (in Excel: CSV UTF-8)"
+            f"{path}:{number}: label {_guessed(text)} is not UTF-8; save the file as UTF-8 (in Excel: CSV UTF-8)"
         )
     return class_name(text)
 
