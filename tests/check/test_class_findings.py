@@ -144,7 +144,7 @@ def test_sources_that_training_rejects_can_be_checked(tmp_path: Path):
 
 
 def test_quotation_marks_around_a_name_are_no_other_class(tmp_path: Path):
-    write_scenes(tmp_path, ("rose", "'rose'", '"rose"', "oak"))
+    write_scenes(tmp_path, ("rose", "'rose'", "\u2018rose\u2019", "oak"))
     (finding,) = class_names(open_source(tmp_path))
     assert len(finding.classes) == 3
     assert "quotation marks" in finding.detail
