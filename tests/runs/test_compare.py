@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,38 @@ def test_runs_are_joined_by_sample_whatever_their_order(tmp_path: Path):
     pairs = {(i, j): McNemar.of(right[i], right[j]) for i, j in ((0, 1), (0, 2), (1, 2))}
     assert found.pairs == pairs
     assert found.corrected == holm([pair.p for pair in pairs.values()])
+
+
+def write_contents(run: Path, folder: str, contents: Iterable[int]) -> None:
+    rows = [f"{folder}/pic {i}.png,a,test,{content:012x}" for i, content in enumerate(contents)]
+    (run / "split.csv").write_text("\n".join(["path,label,split,content", *rows]) + "\n")
+
+
+def test_images_of_the_same_name_but_another_content_are_not_compared(tmp_path: Path):
+    runs = [write_run(tmp_path / name, hits(100, 0.8, seed)) for seed, name in enumerate("abc")]
+    write_contents(runs[0], "/data/one", range(1, 101))
+    write_contents(runs[1], "/moved/two", range(1, 101))
+    assert compare_runs(runs).rows[0].n == 100, "a run of an earlier version has no contents"
+    write_contents(runs[2], "/data/three", range(21, 121))
+    with pytest.raises(UserError, match=r"a: its test images differ from those of the other runs: 0 shared of 100"):
+        compare_runs(runs)
+    write_contents(runs[2], "/data/three", [*range(1, 81), *range(201, 221)])
+    found = compare_runs(runs)
+    assert found.rows[0].n == 80
+    assert found.warnings == [
+        "the runs have different test images (100, 100 and 100): compared on the 80 that all share"
+    ]
+
+
+def test_images_with_copies_in_training_are_voiced(tmp_path: Path):
+    runs = [write_run(tmp_path / name, hits(100, 0.8, 0)) for name in "ab"]
+    metrics = {"seconds": {"total": 1}, "test": {"n": 100, "without_leaks": {"n": 70}}}
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics))
+    (warning,) = compare_runs(runs).warnings
+    assert warning.startswith(f"{runs[1]}: 30 of its 100 test images were seen in training")
+    metrics["test"]["without_leaks"] = None
+    (runs[1] / "metrics.json").write_text(json.dumps(metrics))
+    assert "100 of its 100 test images" in compare_runs(runs).warnings[0]
 
 
 def test_differences_are_described(tmp_path: Path):

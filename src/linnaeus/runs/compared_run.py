@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError, no_run
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_names, read_label_predictions
-from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE
-from linnaeus.runs.parsing import ADVICE, read_metrics, read_text
+from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.parsing import ADVICE, read_csv, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
 MIN_SHARED = 50
@@ -33,6 +33,15 @@ class ComparedRun:
     recipe: dict[str, Any]
     classes: tuple[str, ...] | None = None
     """Where images may have several labels."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Sample -> hash of its image; without those that are unknown, as in runs of earlier versions."""
+    seen: int = 0
+    """Images of the split that have a copy in training, or that trained the initial weights."""
+
+    def has(self, sample: str, other: ComparedRun) -> bool:
+        """Whether the run was measured on this sample of another run: on the same image, not only the same name."""
+        content = self.contents.get(sample)
+        return sample in self.predictions and content in (None, other.contents.get(sample, content))
 
 
 def read_compared_predictions(run: Path) -> list[PredictionRow] | list[LabelPredictionRow]:
@@ -50,8 +59,9 @@ def read_compared_run(folder: Path, rows: Sequence[PredictionRow | LabelPredicti
     if not predictions:
         other = "valid" if split == "test" else "test"
         raise UserError(f"{folder}: has no {split} images; compare on --split {other}")
+    metrics = read_metrics(folder)
     try:
-        seconds = float(read_metrics(folder)["seconds"]["total"])
+        seconds = float(metrics["seconds"]["total"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / METRICS}: does not record the total seconds; {ADVICE}") from None
     try:
@@ -59,15 +69,36 @@ def read_compared_run(folder: Path, rows: Sequence[PredictionRow | LabelPredicti
     except ValueError as error:
         raise UserError(f"{folder / RECIPE}: is not valid TOML ({error}); {ADVICE}") from None
     several = bool(rows) and isinstance(rows[0], LabelPredictionRow)
-    return ComparedRun(
-        str(folder), predictions, seconds, recipe, read_label_names(folder / PREDICTIONS) if several else None
-    )
+    classes = read_label_names(folder / PREDICTIONS) if several else None
+    contents = _contents(folder / SPLIT, predictions.keys())
+    whole = metrics.get(split) or {}
+    seen = whole["n"] - (whole["without_leaks"] or {"n": 0})["n"] if "without_leaks" in whole else 0
+    return ComparedRun(str(folder), predictions, seconds, recipe, classes, contents, seen)
+
+
+def _contents(path: Path, samples: Collection[str]) -> dict[str, str]:
+    """Sample -> content hash, by the paths in split.csv, which end with the name of the sample."""
+    if not path.exists():
+        return {}
+    lengths = {len(_parts(sample)) for sample in samples}
+    known = {
+        _parts(row["path"])[-length:]: row["content"]
+        for row in read_csv(path)
+        if row.get("content") and row.get("path")
+        for length in lengths
+    }
+    found = {sample: known.get(_parts(sample)) for sample in samples}
+    return {sample: content for sample, content in found.items() if content is not None}
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(path.replace("\\", "/").split("/"))
 
 
 def shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list[str]]:
     """The samples that all runs have, and warnings. Raises UserError if there are too few or their labels differ."""
     first = runs[0]
-    shared = [sample for sample in first.predictions if all(sample in run.predictions for run in runs)]
+    shared = [sample for sample in first.predictions if all(run.has(sample, first) for run in runs)]
     sizes = [len(run.predictions) for run in runs]
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
     # Few shared images mean another dataset, not a few removed files.
@@ -91,8 +122,19 @@ def shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list
                 f"{run.path}, such as {listed(relabelled, 2)}; compare runs on the same source"
             )
     if len(shared) == max(sizes):
-        return shared, []
-    return shared, [f"the runs have different {split} images ({counts}): compared on the {len(shared)} that all share"]
+        return shared, _seen(runs, split)
+    different = f"the runs have different {split} images ({counts}): compared on the {len(shared)} that all share"
+    return shared, [*_seen(runs, split), different]
+
+
+def _seen(runs: list[ComparedRun], split: str) -> list[str]:
+    """A warning for each run that had seen some of the images."""
+    return [
+        f"{run.path}: {run.seen:,} of its {len(run.predictions):,} {split} images were seen in training, which favors "
+        "models that memorize; remove the copies, which `linnaeus check` lists"
+        for run in runs
+        if run.seen
+    ]
 
 
 def _labels(run: ComparedRun, sample: str) -> set[str]:
