@@ -220,6 +220,11 @@ def test_an_ensemble_is_compared_but_not_recommended():
     assert comparison(result("a+b", 190, 12.0, parts=2)).recommended is None
 
 
+def test_an_accuracy_that_needs_no_image_is_told():
+    assert comparison(result("a", 110, 1.0)).no_better.endswith("answering the most frequent class: 50.00 %")
+    assert comparison(result("a", 110, 1.0), result("b", 120, 1.0)).no_better == ""
+
+
 def test_the_table_names_a_weights_file_without_its_folder_unless_two_have_the_same_name():
     def rows(*names: str) -> tuple[list[str], list[str]]:
         candidates = [Candidate(name, tuple(map(backbone, name.split("+")))) for name in names]

@@ -61,6 +61,8 @@ def probe(
     echo(f"\naccuracy {result.judged}")
     if len(comparison.results) > 1:
         echo("the best of several was selected on these images, so its score is slightly optimistic")
+    if comparison.no_better:
+        echo(f"the best accuracy is {comparison.no_better}")
     for name in ("probe.json", "probe.csv", "probe.png"):
         echo(f"{name:10} {result.path / name}")
     if comparison.failures:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.data.table import Table
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar, holm
 from linnaeus.probe.backbones import Candidate
@@ -111,6 +112,13 @@ class Comparison:
         p = holm([self._test(r, best).p for r in others])
         near = [r for r, p in zip(others, p, strict=True) if p >= SIGNIFICANT and _is_close(r, best)]
         return min([best, *near], key=lambda r: (r.cost.seconds, -r.accuracy))
+
+    @property
+    def no_better(self) -> str:
+        """What to know of the best accuracy if no image is needed for it; empty otherwise."""
+        counts = np.bincount(self.table.labels[self.best.answers.indices])
+        values = {"n": self.best.n, "most_frequent": int(counts.max()), "accuracy_ci95": self.interval(self.best)}
+        return no_better_than_one_class(values)
 
     def interval(self, result: Result) -> tuple[float, float]:
         """95 % interval of a candidate's accuracy."""
