@@ -232,6 +232,7 @@ def test_without_errors_the_bootstrap_gives_no_interval():
         assert [some[name].ci95 for name in ("loss", "brier", "ece", "ece_equal_mass")] == [None] * 4
         assert some["loss"].value is not None
     assert percentile_interval(np.array([np.nan] * 200)) is None
+    assert percentile_interval(np.r_[np.full(995, 0.5), np.ones(5)]) is None, "a few resamples lack the rare class"
 
 
 def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch):

@@ -136,7 +136,8 @@ def percentile_interval(values: np.ndarray, groups: int | None = None) -> Interv
     if groups is not None and groups > 1:
         tail = NormalDist().cdf(-math.sqrt(groups / (groups - 1)) * student_quantile(groups - 1))
     low, high = np.percentile(values, [100 * tail, 100 - 100 * tail])
-    return float(low), float(high)
+    # Equal where only a few resamples differ, such as those without a rare class: no other value was seen either.
+    return None if high - low < 1e-12 else (float(low), float(high))
 
 
 def _lowered(interval: Interval, estimate: float) -> Interval:
