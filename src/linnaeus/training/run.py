@@ -197,11 +197,9 @@ def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint
 def _run_trial(prepared: Prepared, recorder: RunRecorder, session: Session, observe: Observer) -> Run:
     """Train for the validation metrics alone: no checkpoints, no model file, no final evaluation."""
     prepared.folder.start([])
-    if (unseen := prepared.unseen) is not None:
-        prepared.console.warn(
-            f"trials are compared on {int(unseen.sum()):,} of {len(unseen):,} validation images: the others were seen "
-            "in training"
-        )
+    if prepared.unseen is not None:
+        count = f"{int(prepared.unseen.sum()):,} of {len(prepared.unseen):,} validation images"
+        prepared.console.warn(f"trials are compared on {count}: the others were seen in training")
     phases = _phases(prepared, recorder, session)
     phases.observe = observe
     best = phases.run()

@@ -61,6 +61,16 @@ def split_dicts(assessments: Assessments, without_leaks: Mapping[str, Headline |
     return splits
 
 
+def published(figures: Mapping[str, Headline], without_leaks: Mapping[str, Headline | None]) -> dict[str, Any]:
+    """The figures by split for the model file, from which page and model card show them: without seen images."""
+    unseen = {split: without_leaks.get(split, whole) for split, whole in figures.items()}
+    return {
+        split: clean.to_dict() | ({"seen": n} if (n := figures[split].n - clean.n) else {})
+        for split, clean in unseen.items()
+        if clean is not None
+    }
+
+
 def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
     """For evaluation.json: everything by split, in the format of `linnaeus evaluate --json`."""
     return {split: assessment.long_dict(table.classes, table.names) for split, assessment in assessments.items()}

@@ -23,7 +23,7 @@ from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
-from linnaeus.training.finish.evaluation import FinalEvaluation, kept, long_dict
+from linnaeus.training.finish.evaluation import FinalEvaluation, kept, long_dict, published
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
 from linnaeus.training.finish.plots import stored_rows, write_curves, write_plots
@@ -179,7 +179,7 @@ def _write_results(
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
-    header.metrics = _published(evaluation)
+    header.metrics = published(evaluation.figures, evaluation.without_leaks)
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
         header.unknown = evaluation.recognition.detector.to_dict()
@@ -205,16 +205,6 @@ def _write_results(
     folder.write_metrics(metrics)
     if ending.draw:
         _write_report(prepared, ending, metrics, network, header)
-
-
-def _published(evaluation: AnyEvaluation) -> dict[str, Any]:
-    """The figures by split for the model file, from which page and model card show them: without seen images."""
-    published = {}
-    for split, whole in evaluation.figures.items():
-        clean = evaluation.without_leaks.get(split, whole)
-        if clean is not None:
-            published[split] = clean.to_dict() | ({} if clean is whole else {"seen": whole.n - clean.n})
-    return published
 
 
 def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:

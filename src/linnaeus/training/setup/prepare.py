@@ -7,6 +7,7 @@ run folder, and broadcasts the decision.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,17 @@ class Prepared:
     console: Console
     membership: Membership
     """The content of all images, by split."""
-    unseen: np.ndarray | None = None
-    """(n,) bool: the validation images that choose the model and fit its thresholds; None: all."""
     changes: RunChanges | None = None
     """How the run differs from the one that it is derived from."""
+
+    @cached_property
+    def unseen(self) -> np.ndarray | None:
+        """(n,) bool: the validation images that choose the model and fit its thresholds; None: all.
+
+        First used by all ranks at once, as a collective operation has to be.
+        """
+        images, leaked = self.samples["valid"].kept(self.table.where("valid")), self.inspection.leaked
+        return self.engine.broadcast(lambda: unseen_validation(leaked, images, self.console))
 
 
 def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Path:
@@ -139,8 +147,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
-    images = samples["valid"].kept(table.where("valid"))
-    unseen = engine.broadcast(lambda: unseen_validation(inspection.leaked, images, console))
     return Prepared(
         recipe,
         table,
@@ -154,7 +160,6 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         engine,
         console,
         Membership.of(contents, table.split, lineage.contents),
-        unseen,
         None if request.earlier is None else request.earlier.changes,
     )
 
