@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import linnaeus
-from linnaeus.console import Console, counted, duration
+from linnaeus.console import Console, counted, duration, echo_text
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
@@ -97,6 +98,9 @@ def test_a_terminal_breaks_messages_between_words(
         "  epoch 1/2  train loss 2.3",
         "    valid loss 2.3 *  1 s",
     ]
+    monkeypatch.setattr("sys.stdout", Terminal())
+    echo_text("note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %  34 of 35 images")
+    assert sys.stdout.getvalue() == "note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %\n    34 of 35 images\n"
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue().replace("\r", "\n"))
     assert [row for row in shown.splitlines() if row and "decoding" not in row] == expected
     assert log.getvalue() == f"{line}\n"

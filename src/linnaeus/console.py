@@ -87,6 +87,14 @@ def echo(result: object = "", end: str = "\n") -> None:
         raise JobError(f"standard output: cannot be written ({error.strerror}); redirect it to another place") from None
 
 
+def echo_text(text: str) -> None:
+    """As `echo`, for text that people read: a terminal breaks it between words."""
+    if MessageStream(sys.stdout).isatty():
+        columns = shutil.get_terminal_size().columns
+        text = "\n".join(folded(line, columns) for line in text.split("\n"))
+    echo(text)
+
+
 def echo_error(line: str) -> None:
     """Write a line to standard error, if possible."""
     stream = MessageStream(sys.stderr)

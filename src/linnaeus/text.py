@@ -43,19 +43,26 @@ def width(text: str) -> int:
 def folded(line: str, columns: int) -> str:
     """A message as lines of at most `columns`, broken between words and indented below its label.
 
-    An indented line is broken between its parts, if two spaces separate some. Longer words, such as paths, stay whole.
+    Parts that two spaces separate stay together, if that leaves a third of the line. A longer word, such as a path,
+    stays whole.
     """
-    label = re.match(r"warning: |[a-z]+ +(?<=^.{10})|", line)
-    inner = line.startswith("  ")
-    indent = " " * (4 if inner else label.end() if label else 0)
-    space = "  " if inner and "  " in line.strip() else " "
-    lines = [""]
-    for part in re.split(rf"(?<=\S)(?={space})", line):
-        if lines[-1].strip() and width(lines[-1] + part) > columns:
-            lines.append(indent + part.lstrip())
-        else:
-            lines[-1] += part
-    return "\n".join(lines)
+    label = re.match(r" +|\w+: |\S+ {2,}|[a-z]+ (?<=^.{10})|", line)
+    start = label.end() if label else 0
+    indent = " " * (start + 2 if line.startswith(" ") else start)
+    lines = []
+    while width(line) > columns:
+        end = next(k for k in range(len(line), 0, -1) if width(line[:k]) <= columns)
+        first = len(indent) if lines else start
+        cut = line.rfind("  ", max(first, columns // 3), end)
+        if cut < 0:
+            cut = line.rfind(" ", first, end + 1)
+        if cut < 0:  # a long word
+            cut = line.find(" ", end)
+        if cut < 0:
+            break
+        lines.append(line[:cut].rstrip())
+        line = indent + line[cut:].lstrip()
+    return "\n".join([*lines, line])
 
 
 def shorten(text: str, most: int) -> str:

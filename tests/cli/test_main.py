@@ -427,7 +427,9 @@ def test_models_and_recipes_are_listed(say):
     ]  # for 10 classes
     assert "auxiliary" not in say("models", "inception_v1").out
     assert "and 6,379,984 parameters of auxiliary heads" in say("models", "inception_v1", "--set", "aux=true").out
-    assert "digits" in say("recipes").out
+    listed = say("recipes").out.splitlines()
+    assert all(line.endswith(".") for line in listed), "whole sentences"
+    assert any(line.startswith("digits ") for line in listed)
     assert say("recipes", "digits").out == linnaeus.recipe.recipe_text("digits")[1]
 
 

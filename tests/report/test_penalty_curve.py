@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from linnaeus.models.linear_probe import fit_linear_probe
+from linnaeus.report.curves import axis_range
 from linnaeus.report.penalty_curve import penalty_charts, penalty_curves
 from linnaeus.runs.penalties import Trial, penalties_file, read_penalties, write_penalties
 
@@ -31,6 +33,15 @@ def test_trials_are_read_as_written_and_damaged_rows_left_out(tmp_path: Path):
     assert len(read_penalties(tmp_path)[2]) == 3
     write_penalties(penalties_file(tmp_path, 1), [Trial(0.1, 2.0)])  # several labels have no accuracy
     assert read_penalties(tmp_path)[1] == [Trial(0.1, 2.0, None)]
+
+
+def test_a_small_difference_of_accuracy_is_no_cliff():
+    """98.33 and 98.54 % of 480 are one image apart."""
+    low, high = axis_range(98.33, 98.54, "accuracy")
+    assert (high - low, high) == pytest.approx((4.0, 100.435))
+    assert axis_range(20.0, 95.0, "accuracy") == (14.0, 101.0)
+    assert axis_range(99.0, 100.0, "accuracy") == (97.5, 101.5)
+    assert axis_range(0.02, 0.12, "loss") == pytest.approx((0.012, 0.128))
 
 
 def test_each_penalty_is_a_dot_and_the_chosen_one_has_the_ring(tmp_path: Path):

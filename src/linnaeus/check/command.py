@@ -8,7 +8,7 @@ from pathlib import Path
 from linnaeus.check.data_check import check
 from linnaeus.check.gallery import write_gallery
 from linnaeus.check.terminal import SHOWN, render
-from linnaeus.console import Console, echo
+from linnaeus.console import Console, echo, echo_text
 from linnaeus.errors import UserError
 from linnaeus.files import write_text
 
@@ -35,7 +35,7 @@ def run(
         write_gallery(result, Path(gallery))
     if not console.quiet:
         for line in render(result, SHOWN * (VERBOSE if console.verbose else 1)):
-            echo(line)
+            echo_text(line)
         if gallery:
             echo(f"page: {gallery}")
     return result.errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 
 from linnaeus.check.data_check import DataCheck
@@ -11,7 +10,6 @@ from linnaeus.console import counted
 
 SHOWN = 3  # findings of each kind; the gallery and the JSON have all
 ERRORS_SHOWN = 20  # of each kind, because every error needs an action
-WIDTH = 120
 
 NEXT_STEPS = {
     "leak": "move all copies into one split; until then results on the later split are optimistic",
@@ -48,7 +46,7 @@ def render(result: DataCheck, shown: int = SHOWN) -> Iterator[str]:
                 yield from _kind(kind, findings, max(shown, ERRORS_SHOWN) if severity == "error" else shown)
     yield ""
     for note in result.notes:
-        yield from textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ", break_long_words=False)
+        yield f"note: {note}"
     if not result.findings:
         yield "no problems found"
     elif not totals["error"] and not totals["warning"]:

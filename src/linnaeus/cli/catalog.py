@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import click
 
 from linnaeus.cli.options import make_console, parse_settings, verbosity
-from linnaeus.console import counted, echo
+from linnaeus.console import counted, echo, echo_text
 from linnaeus.errors import UserError
 
 
@@ -47,7 +48,7 @@ def models(name: str | None, size: int, classes: int | None, channels: int | Non
         option = next((option for option, value in values.items() if value), None)
         if option is not None:
             raise UserError(f"{option}: is for one network; name it, as in linnaeus models resnet18 {option} ...")
-        echo(summary())
+        echo_text(summary())
         return
     defaults = COSTS.get(name, COSTS["resnet50"])  # create() reports an unknown name
     network = create(name, classes or defaults.classes, channels or defaults.channels, **parse_settings(settings))
@@ -70,8 +71,9 @@ def recipes(name: str | None) -> None:
         echo(recipe_text(name)[1], end="")
         return
     for recipe in recipe_names():
-        summary = recipe_text(recipe)[1].splitlines()[0].lstrip("# ")
-        echo(f"{recipe:16} {summary}")
+        # The first paragraph of the comment at its beginning.
+        comment = takewhile(lambda line: line.strip("# "), recipe_text(recipe)[1].splitlines())
+        echo_text(f"{recipe:15}  {' '.join(line.strip('# ') for line in comment)}")
 
 
 @click.group()

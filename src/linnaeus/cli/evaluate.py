@@ -22,7 +22,7 @@ from linnaeus.cli.options import (
     process_group,
     verbosity,
 )
-from linnaeus.console import Console, counted, echo
+from linnaeus.console import Console, counted, echo, echo_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,20 +135,20 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
     from linnaeus.report import evaluation_text, label_text
 
     assessment, classifier = evaluation.assessment, evaluation.classifier
-    echo(f"{evaluation.split} of {evaluation.images.source}: {counted(assessment.metrics.n, 'image')}\n")
+    echo_text(f"{evaluation.split} of {evaluation.images.source}: {counted(assessment.metrics.n, 'image')}\n")
     if isinstance(assessment, LabelAssessment):
-        echo(label_text.render(assessment, classifier.names))
+        echo_text(label_text.render(assessment, classifier.names))
     else:
-        echo(evaluation_text.render(assessment, classifier.names))
+        echo_text(evaluation_text.render(assessment, classifier.names))
     if evaluation.validation is not None:
         metric = "" if classifier.several else "accuracy "
-        echo(f"\nimages that selected the model, reported separately: {metric}{evaluation.validation}")
+        echo_text(f"\nimages that selected the model, reported separately: {metric}{evaluation.validation}")
     if evaluation.column:
-        echo(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
+        echo_text(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
     for rejection in outside:
-        echo(f"\n{rejection.render()}")
+        echo_text(f"\n{rejection.render()}")
     if outside and (line := near_line(classifier)):
-        echo(f"\n{line}")
+        echo_text(f"\n{line}")
     if json_file:
         more = {"outside": [rejection.to_dict() for rejection in outside]} if outside else {}
         write_text(Path(json_file), evaluation.to_json(more))
@@ -178,7 +178,7 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> 
     console = make_console(sys.stderr)
     for line in comparison.warnings:
         console.warn(line)
-    echo(comparison.render())
+    echo_text(comparison.render())
     if json_file:
         write_text(Path(json_file), comparison.to_json())
 

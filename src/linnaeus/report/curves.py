@@ -152,15 +152,22 @@ def _range(history: Sequence[Row], series: Series, quantity: Quantity) -> str:
     return f"{series.label} from {_format(values[0], quantity)} to {_format(values[-1], quantity)}"
 
 
+def axis_range(low: float, high: float, quantity: Quantity) -> tuple[float, float]:
+    """Limits a little outside the values. An accuracy gets at least four points, so that one image is no cliff."""
+    margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # a single epoch or a flat line has no range of its own
+    if quantity == "loss":
+        return low - margin, high + margin
+    margin = max(margin, 2.0 - (high - low) / 2)
+    return max(low - margin, 0.0), min(high + margin, 101.5)
+
+
 def _scale(axes: Axes, quantity: Quantity, low: float, high: float, logarithmic: bool) -> None:
     """Limits a little outside the values, and ticks at round numbers."""
     if logarithmic:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.3, high * 1.3)
     else:
-        margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0  # a single epoch or a flat line has no range of its own
-        bottom, top = low - margin, high + margin
-        axes.set_ylim((bottom, top) if quantity == "loss" else (max(bottom, 0.0), min(top, 101.5)))
+        axes.set_ylim(*axis_range(low, high, quantity))
     number_ticks(axes.yaxis, "" if quantity == "loss" else " %")
     if logarithmic:
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))

@@ -20,7 +20,7 @@ from linnaeus.report.canvas import (
     style_axes,
     write_panel_title,
 )
-from linnaeus.report.curves import HEIGHT, WIDTH, Chart
+from linnaeus.report.curves import HEIGHT, WIDTH, Chart, Quantity, axis_range
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.runs.penalties import Trial
@@ -51,11 +51,11 @@ def penalty_charts(trials: Sequence[Trial], phase: int) -> list[Chart]:
     return charts
 
 
-def _quantities(trials: Sequence[Trial]) -> list[str]:
+def _quantities(trials: Sequence[Trial]) -> list[Quantity]:
     return ["accuracy", "loss"] if all(trial.accuracy is not None for trial in trials) else ["loss"]
 
 
-def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> str:
+def _draw(axes: Axes, trials: Sequence[Trial], quantity: Quantity, fonts: Fonts) -> str:
     """Draw one quantity, and a ring at the penalty with the lowest loss, which was chosen. Returns a note on it."""
     x = np.array([trial.penalty for trial in trials])
     values = np.array([getattr(trial, quantity) for trial in trials], np.float64)
@@ -70,10 +70,7 @@ def _draw(axes: Axes, trials: Sequence[Trial], quantity: str, fonts: Fonts) -> s
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("penalty (weak to strong)", **muted(fonts))
     number_ticks(axes.yaxis, " %" if quantity == "accuracy" else "")
-    # Equal values have no range, and an axis needs one.
-    margin = 0.08 * (shown.max() - shown.min()) or 0.1 * abs(shown.max()) or 1.0
-    top = min(shown.max() + margin, 101.5) if quantity == "accuracy" else shown.max() + margin
-    axes.set_ylim(max(shown.min() - margin, 0.0), top)
+    axes.set_ylim(*axis_range(shown.min(), shown.max(), quantity))
     (line,) = axes.plot(x, shown, color=BLUE, linewidth=2.0, solid_capstyle="round", clip_on=False)
     tag(line, "line valid")
     for at, value, text in zip(x, shown, texts, strict=True):
