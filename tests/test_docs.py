@@ -190,7 +190,8 @@ def test_the_chinese_readme_has_the_same_blocks_links_and_images() -> None:
     assert sequences[0] == sequences[1]
     links = [set(LINK.findall(page.read_text(encoding="utf-8"))) for page in (english, chinese)]
     assert "README.zh-CN.md" in links[0]
-    assert links[0] - {"README.zh-CN.md"} == links[1] - {"README.md"}
+    in_english = [{link.replace(".zh-CN.", ".") for link in page} for page in links]
+    assert in_english[0] == in_english[1]
 
 
 def test_figures_are_the_same_in_both_languages() -> None:
@@ -273,3 +274,14 @@ def test_the_messages_under_troubleshooting_exist() -> None:
     messages = re.findall(r"^\| `([^`]+?)` \|", page, re.MULTILINE)
     assert len(messages) > 15
     assert [message for message in messages if message not in joined and message not in source] == []
+
+
+def test_a_chinese_page_links_to_the_chinese_pages() -> None:
+    """Only its line of languages leads to English twins."""
+    chinese = [ROOT / "README.zh-CN.md", *(ROOT / "docs").rglob("*.zh-CN.md")]
+    for page in chinese:
+        text = "".join(line for line in page.read_text(encoding="utf-8").splitlines(True) if "[English]" not in line)
+        linked = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)\.md[)#]", text)]
+        twins = [file for file in linked if file.with_name(f"{file.name}.zh-CN.md").is_file()]
+        assert twins == [], page
+    assert len(chinese) >= 2

@@ -35,7 +35,7 @@ def test_predictions_do_not_replace_files_of_the_user(model: Path, tmp_path: Pat
 
 
 def test_exports_do_not_replace_files_of_the_user(model: Path, tmp_path: Path, say):
-    pytest.importorskip("onnxscript", reason='needs pip install "linnaeus[onnx]"')
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
     source = write_images(tmp_path / "pictures", each=2)
     notes, before = tmp_path / "notes.txt", model.read_bytes()
     notes.write_text("mine")

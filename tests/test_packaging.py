@@ -6,14 +6,19 @@ import email
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from linnaeus.errors import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://example.org/someone/linnaeus"
@@ -127,3 +132,22 @@ def test_the_wheel_trains_in_an_empty_environment(wheel: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_messages_name_the_packages_of_every_extra():
+    """The package is not on an index yet, so that `pip install "linnaeus[onnx]"` would fetch a stranger's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra, packages in EXTRAS.items():
+        wanted = [Requirement(text) for text in project["optional-dependencies"][extra]]
+        named = [Requirement(text) for text in shlex.split(packages)]
+        assert [package.name for package in named] == [package.name for package in wanted]
+        # A newer major version than the extra allows must not be installed.
+        limits = [{str(s) for s in package.specifier if s.operator == "<"} for package in wanted]
+        assert [{str(s) for s in package.specifier} for package in named] == limits
+
+
+def test_nothing_tells_a_user_to_install_the_package_by_its_name():
+    pages = [ROOT / "README.md", ROOT / "README.zh-CN.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.*")]
+    texts = {str(page.relative_to(ROOT)): page.read_text("utf-8", "ignore") for page in pages if page.is_file()}
+    named = re.compile(r"""(?:pip|uv tool|pipx) install (?!--no-index)[^\n`]*\blinnaeus\b(?!:|\*)""")
+    assert {name: named.findall(text) for name, text in texts.items() if named.search(text)} == {}

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, install
 
 if TYPE_CHECKING:  # the launcher of several processes needs the number of cores, and not torch
     import torch
@@ -57,9 +57,7 @@ def require_int8(device: str) -> None:
     if device != "cpu":
         raise UserError(f'model.frozen = "int8": runs on a CPU only, not on {device}; use --device cpu, or "bf16"')
     if find_spec("onnxruntime") is None:
-        raise UserError(
-            'model.frozen = "int8": needs ONNX Runtime: pip install "linnaeus[onnx]", or remove the setting'
-        )
+        raise UserError(f'model.frozen = "int8": needs ONNX Runtime: {install("onnx")}; or remove the setting')
 
 
 def machine() -> dict[str, Any]:

@@ -12,6 +12,22 @@ from pathlib import Path
 MODEL = "model.safetensors"
 """The model file of a run folder."""
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+EXTRAS = {
+    "digits": "scikit-learn",
+    "explain": "captum",
+    "heic": "pi-heif",
+    "hub": "huggingface-hub",
+    "mlflow": "mlflow",
+    "onnx": "onnx onnxruntime onnxscript",
+    "parquet": "pyarrow",
+    "serve": "fastapi prometheus-client python-multipart segno starlette uvicorn",
+    "sweep": "optuna",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "trackio": "trackio",
+    "transformers": '"transformers<6"',
+}
+"""The packages of the extras, as pip takes them. Messages name these, because the package itself is not on PyPI yet."""
 _VISIBLE = {code: chr(code).encode("unicode_escape").decode() for code in CONTROLS}
 
 
@@ -87,6 +103,11 @@ class LostError(JobError):
     """Another process of the group has ended; that process, or the launcher, reports which one and why."""
 
     status = 70
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f"pip install {EXTRAS[extra]}"
 
 
 def one_line(value: object) -> str:

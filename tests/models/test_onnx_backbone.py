@@ -22,8 +22,8 @@ from linnaeus.models.weights.loading import load_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.training.optim import training_stages
 
-onnx = pytest.importorskip("onnx", reason="pip install 'linnaeus[onnx]'")
-pytest.importorskip("onnxruntime", reason="pip install 'linnaeus[onnx]'")
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 FEATURES = 5
 

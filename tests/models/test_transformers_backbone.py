@@ -190,7 +190,7 @@ def test_a_model_file_without_the_library_says_what_to_install(tmp_path: Path, m
     about = ModelFile(model.arch, ("a", "b", "c"), ("a", "b", "c"), Preprocessing(32, 32))
     write_model(tmp_path / "model.safetensors", model.state_dict(), about)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"model\.safetensors: .*pip install 'linnaeus\[transformers\]'") as caught:
+    with pytest.raises(UserError, match=r'model\.safetensors: .*pip install "transformers<6"') as caught:
         read_model(tmp_path / "model.safetensors")
     assert "fresh copy" not in str(caught.value)
 

@@ -77,7 +77,7 @@ def test_without_pyarrow_parquet_is_refused_before_any_work(place: Path, say: An
     said = say("embed", place, place / "images", "--out", place / "f.parquet")
     assert (said.status, said.out) == (2, "")
     assert said.err.count("\n") == 1
-    assert "pip install 'linnaeus[parquet]'; or write .npz" in said.err
+    assert "pip install pyarrow; or write .npz" in said.err
     assert not (place / "f.parquet").exists()
 
 

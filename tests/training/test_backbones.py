@@ -70,7 +70,7 @@ def timm_network(folder: Path, name: str = "test_vit") -> str:
 
 def onnx_network(folder: Path) -> str:
     """A graph of ONNX that averages a convolution."""
-    onnx = pytest.importorskip("onnx", reason="pip install 'linnaeus[onnx]'")
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
     helper, kernel = onnx.helper, np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["images", "kernel"], ["map"], strides=[4, 4]),

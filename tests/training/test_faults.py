@@ -156,7 +156,7 @@ def torchvision_export(tmp_path: Path) -> Job:
 
 
 def sweep(tmp_path: Path) -> Job:
-    pytest.importorskip("optuna", reason='needs pip install "linnaeus[sweep]"')
+    pytest.importorskip("optuna", reason="needs the extra sweep")
     source = write_images(tmp_path / "pictures", each=8)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(split={"valid": 0.25}))
     space = tmp_path / "space.toml"

@@ -13,7 +13,7 @@ from linnaeus.cli import early
 from linnaeus.cli.address import address, address_options
 from linnaeus.cli.options import device_option, make_console, verbosity
 from linnaeus.console import Console, counted
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, install
 
 if TYPE_CHECKING:
     from linnaeus.label.backbone import Backbone
@@ -70,7 +70,7 @@ def label(
         from linnaeus.serve.limits import Limits
         from linnaeus.serve.server import bind
     except ImportError as error:
-        raise UserError(f'labelling needs {error.name}: pip install "linnaeus[serve]"') from None
+        raise UserError(f"labelling needs {error.name}: {install('serve')}") from None
     from linnaeus.label.finish import Finish
     from linnaeus.label.session import Session
     from linnaeus.label.thumbnails import Thumbnails

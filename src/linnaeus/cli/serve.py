@@ -27,7 +27,7 @@ from linnaeus.cli.options import (
     verbosity,
 )
 from linnaeus.console import Console
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, install
 from linnaeus.runs.layout import REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.serve.limits import MIB, Limits
@@ -113,7 +113,7 @@ def serve(
         from linnaeus.serve.examples import read_examples
         from linnaeus.serve.server import serve as run_server
     except ImportError as error:
-        raise UserError(f'serving needs {error.name}: pip install "linnaeus[serve]"') from None
+        raise UserError(f"serving needs {error.name}: {install('serve')}") from None
     console = make_console(sys.stderr)
     if place.token is None and not is_loopback(place.host):
         console.warn(f"--host {place.host}: anyone who can reach this machine can use the model; --token prevents that")

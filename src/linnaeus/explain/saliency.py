@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnaeus.data.class_names import class_name, listed
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, install
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network
 from linnaeus.models.receptive_field import receptive_field_centers, upsample
@@ -250,7 +250,7 @@ def require_captum() -> None:
         import captum.attr  # noqa: F401
     except ImportError:
         raise UserError(
-            'occlusion and integrated gradients need captum: pip install "linnaeus[explain]", or use --method gradcam'
+            f"occlusion and integrated gradients need captum: {install('explain')}; or use --method gradcam"
         ) from None
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from linnaeus.errors import JobError, UserError, first_line
+from linnaeus.errors import JobError, UserError, first_line, install
 from linnaeus.export.assemble import MOST_BYTES, assemble
 from linnaeus.export.compose import composed
 from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.label_calibration import LabelCalibration
-from linnaeus.modelfile.onnx import NEEDS, checksum, metadata, seal
+from linnaeus.modelfile.onnx import checksum, metadata, seal
 from linnaeus.models.backbones.onnx_backbone import OnnxBackbone
 from linnaeus.models.executors import TOLERANCE
 from linnaeus.models.onnx_graph import export_graph, fuse_batchnorms, inference_session
@@ -27,7 +27,7 @@ def require(kind: str) -> None:
     """Raise UserError if a package that writes ONNX is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--to {kind}: needs {', '.join(missing)}, not installed here: {NEEDS}")
+        raise UserError(f"--to {kind}: needs {', '.join(missing)}, not installed here: {install('onnx')}")
 
 
 def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.device import machine
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, install
 from linnaeus.files import read_object, write_text
 from linnaeus.modelfile.agreement import Agreement, why_not_unasked
-from linnaeus.modelfile.onnx import NEEDS, file_digest, has_runtime, read_record
+from linnaeus.modelfile.onnx import file_digest, has_runtime, read_record
 from linnaeus.modelfile.safetensors import MODEL, read_header
 
 EXPORTS = "exports.json"
@@ -116,7 +116,7 @@ def _unusable(file: Path, entry: Any, digest: str) -> str | None:
     if entry.get("model_sha256") != digest:
         return f"it was made from another {MODEL}; export again"
     if not has_runtime():
-        return f"it needs ONNX Runtime, which is not installed: {NEEDS}"
+        return f"it needs ONNX Runtime, which is not installed: {install('onnx')}"
     if entry.get("sha256") != file_digest(file):
         return "it is not the file that passed the gate; export again"
     return None

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.errors import UserError, first_line, no_model, not_read
+from linnaeus.errors import UserError, first_line, install, no_model, not_read
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
@@ -39,8 +39,6 @@ SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the m
 OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
 OPTIONAL = ("unknown", "task")
 """Entries that files of models without them lack."""
-
-NEEDS = 'pip install "linnaeus[onnx]"'
 
 
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:
@@ -128,7 +126,7 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     if not path.is_file():
         raise no_model(path)
     if not has_runtime():
-        raise UserError(f"{path}: needs ONNX Runtime, which is not installed: {NEEDS}")
+        raise UserError(f"{path}: needs ONNX Runtime, which is not installed: {install('onnx')}")
     from linnaeus.models.onnx_graph import inference_session
 
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.environment import offline
-from linnaeus.errors import UnknownNameError, UserError, did_you_mean_network
+from linnaeus.errors import UnknownNameError, UserError, did_you_mean_network, install
 from linnaeus.models import MODELS
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.backbones.timm_backbone import PREFIX
@@ -163,7 +163,7 @@ def _automatic(local: Mapping[str, str], device: str) -> tuple[list[Candidate], 
     candidates = [Candidate(b.weights if b.weights in PRETRAINED else b.model, (b,)) for b in at_hand]
     more = [name for name in RECOMMENDED["cpu" if device == "cpu" else "gpu"] if name not in local]
     if importlib.util.find_spec("timm") is None:
-        return candidates, [f"auto: {', '.join(more)} left out: pip install 'linnaeus[timm]'"]
+        return candidates, [f"auto: {', '.join(more)} left out: {install('timm')}"]
     if offline():
         return candidates, [f"auto: {', '.join(more)} left out, because LINNAEUS_OFFLINE is set"] if more else []
     return [*candidates, *(Candidate(name, (Backbone(name, "pretrained"),)) for name in more)], []

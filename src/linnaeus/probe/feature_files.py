@@ -15,7 +15,7 @@ import numpy as np
 
 from linnaeus.console import Advance
 from linnaeus.data.table import Table
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, install
 from linnaeus.files import atomic, check_output
 from linnaeus.probe.features import StoredFeatures
 
@@ -154,7 +154,7 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"--out {path}: needs pyarrow: pip install 'linnaeus[parquet]'; or write .npz") from None
+        raise UserError(f"--out {path}: needs pyarrow: {install('parquet')}; or write .npz") from None
     return pyarrow, pyarrow.parquet
 
 

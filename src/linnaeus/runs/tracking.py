@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.console import Console
-from linnaeus.errors import UserError, did_you_mean, first_line
+from linnaeus.errors import UserError, did_you_mean, first_line, install
 from linnaeus.files import read_object, write_text
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import TRACKING
@@ -40,7 +40,7 @@ def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise UserError(f"--track {name}: not one of {', '.join(TRACKERS)}{did_you_mean(name, TRACKERS)}")
         if find_spec(name) is None:
-            raise UserError(f'--track {name}: not installed; pip install "linnaeus[{name}]"')
+            raise UserError(f"--track {name}: not installed: {install(name)}")
     return chosen
 
 

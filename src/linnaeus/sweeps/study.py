@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linnaeus.errors import DiskError, UserError
+from linnaeus.errors import DiskError, UserError, install
 from linnaeus.files import acquire, disk_errors, locked
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
@@ -269,7 +269,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError('sweeps need Optuna, which is not installed; pip install "linnaeus[sweep]"') from None
+        raise UserError(f"sweeps need Optuna, which is not installed: {install('sweep')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

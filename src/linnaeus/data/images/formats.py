@@ -12,6 +12,7 @@ import PIL
 from PIL import Image
 
 from linnaeus.data import tree
+from linnaeus.errors import install
 
 FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "TGA")
 """Supported formats, as Pillow names them. Formats whose decoder runs a program (EPS, PDF, WMF) are excluded."""
@@ -23,7 +24,7 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 """Folders that operating systems create beside those of the user."""
 
-HEIC = 'HEIC needs pip install "linnaeus[heic]"; or convert it: magick mogrify -format jpg *.heic'
+HEIC = f"HEIC needs `{install('heic')}`; or convert it: magick mogrify -format jpg *.heic"
 AVIF = "AVIF needs Pillow 11.3 or newer: pip install -U pillow; or convert it: magick mogrify -format jpg *.avif"
 HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 INSTALLABLE = (HEIC, AVIF)

@@ -77,7 +77,7 @@ def _matlab(path: Path, key: str, largest: int) -> np.ndarray:
         from scipy.io import loadmat
     except ImportError:
         raise UserError(
-            f'{path}: reading MATLAB files needs SciPy, which is not installed; pip install "linnaeus[digits]"'
+            f"{path}: reading MATLAB files needs SciPy, which is not installed: pip install scipy"
         ) from None
     try:
         values: Any = np.asarray(loadmat(path, variable_names=[key])[key]).reshape(-1).astype(np.int64)

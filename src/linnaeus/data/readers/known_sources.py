@@ -16,7 +16,7 @@ from linnaeus.data.readers.flowers import open_flowers
 from linnaeus.data.readers.idx import open_idx
 from linnaeus.data.table import Table
 from linnaeus.environment import cache_dir
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, install
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +146,7 @@ def open_digits() -> Table:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError(
-            'digits: part of scikit-learn, which is not installed; pip install "linnaeus[digits]"'
-        ) from None
+        raise UserError(f"digits: part of scikit-learn, which is not installed: {install('digits')}") from None
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     classes = tuple(str(i) for i in range(10))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.environment import offline
-from linnaeus.errors import JobError, UserError, did_you_mean, one_line
+from linnaeus.errors import JobError, UserError, did_you_mean, install, one_line
 from linnaeus.models.weights.records import key_of, read_record, write_record
 
 PREFIX, MODEL_PREFIX = "hf/", "hf:"
@@ -143,7 +143,7 @@ def client(name: str) -> Any:
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError:
-        raise UserError(f"{name}: needs the package huggingface_hub: pip install 'linnaeus[hub]'") from None
+        raise UserError(f"{name}: needs the package huggingface_hub: {install('hub')}") from None
 
 
 def _ask(name: str, repo: str) -> Repository:

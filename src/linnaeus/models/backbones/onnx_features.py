@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import counted
-from linnaeus.errors import UserError, did_you_mean, one_line
+from linnaeus.errors import UserError, did_you_mean, install, one_line
 
-INSTALL = "pip install 'linnaeus[onnx]'"
 MOST_BYTES = 1 << 30
 """The largest graph: the model file holds it, and so do checkpoints."""
 USUAL_SIZE = 224
@@ -49,7 +48,7 @@ def require() -> Any:
         import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise UserError(f"model.name = onnx/…: needs the package {error.name}: {INSTALL}") from None
+        raise UserError(f"model.name = onnx/…: needs the package {error.name}: {install('onnx')}") from None
     return onnx
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from linnaeus.errors import UnknownNameError, UserError, first_line
+from linnaeus.errors import UnknownNameError, UserError, first_line, install
 from linnaeus.models.backbones.hub import endpoint
 from linnaeus.models.backbones.library_body import Chain, import_errors, stage_calling, token_map
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
@@ -22,7 +22,6 @@ from linnaeus.models.weights.pretrained import PretrainedWeights
 from linnaeus.models.weights.records import key_of, read_record
 
 PREFIX = "timm/"
-INSTALL = "pip install 'linnaeus[timm]'"
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
@@ -142,7 +141,7 @@ def _name(group: tuple[str, ...]) -> str:
 
 def library() -> Any:
     """The module timm. Raises UserError, with the command that installs it, if it cannot be imported."""
-    with import_errors(PREFIX, "timm", INSTALL):
+    with import_errors(PREFIX, "timm", install("timm")):
         import timm
     return timm
 

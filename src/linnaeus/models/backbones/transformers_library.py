@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnaeus.errors import UserError, one_line
+from linnaeus.errors import UserError, install, one_line
 from linnaeus.models.backbones.hub import PREFIX
 from linnaeus.models.backbones.library_body import import_errors
-
-INSTALL = "pip install 'linnaeus[transformers]'"
 
 IGNORED = re.compile(
     r"_.*|id2label|label2id|architectures|auto_map|torch_dtype|dtype|transformers_version|quantization_config|"
@@ -35,7 +33,7 @@ MANY_LAYERS = 1000
 
 def load() -> Any:
     """The module transformers. Raises UserError, with the command that installs it, if it cannot be imported."""
-    with import_errors(PREFIX, "transformers", INSTALL):
+    with import_errors(PREFIX, "transformers", install("transformers")):
         import transformers
         from transformers import modeling_utils  # noqa: F401 - its lazy import hides what is missing
     return transformers
