@@ -216,6 +216,26 @@ def test_the_number_of_training_images_chooses_the_executor(
     assert numbers == [images]
 
 
+def test_equal_views_of_an_image_are_computed_once(network: Network, monkeypatch: pytest.MonkeyPatch):
+    computed: list[int] = []
+
+    def counting(part: FrozenPart, sample: torch.Tensor, n: int, **more: Any) -> Executor:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            computed.append(len(x))
+            return part(x)
+
+        return Executor("plain", run, 0.0)
+
+    monkeypatch.setattr(frozen, "choose_executor", counting)
+    network.eval()
+    _, train, _ = streams(network, {**HEAD, "augment": {"hflip": 0.5}, "views": 2}).of(0)
+    rows, _ = train.batches.rows.gather(np.arange(2 * 21))
+    equal = int((rows[0::2] == rows[1::2]).all(1).sum())
+    assert 0 < equal < 21, "some images are mirrored in one of the views"
+    of_the_shape = 1  # a batch that only tells the shape of a row
+    assert sum(n for n in computed if n > of_the_shape) == 2 * 21 - equal + 10, "10 validation images"
+
+
 def test_all_processes_learn_that_rank_0_found_no_executor(network: Network, monkeypatch: pytest.MonkeyPatch):
     def refusing(*args: Any, **more: Any) -> Executor:
         raise UserError("the error of bfloat16 is too large")

@@ -66,7 +66,7 @@ class _CutRows:
         for batch in batches.epoch():
             # `prepare` may draw by the sample's number, which must not depend on where the build started.
             batch.indices, batch.draws = batch.indices + start, batch.draws + start
-            yield self.executor(self.prepare(batch))[batch.portion.lead :]
+            yield self._outputs(batch)[batch.portion.lead :]
 
     def at(self, indices: np.ndarray) -> Tensor:
         """The rows of the samples `indices` (k,), at most a batch of them, in one process."""
@@ -75,7 +75,17 @@ class _CutRows:
         )
         batch = next(iter(part.epoch()))
         batch.indices, batch.draws = indices, indices
-        return self.executor(self.prepare(batch))
+        return self._outputs(batch)
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """What crosses the cut for a batch. A row equal to the one before is not computed again.
+
+        Views that are only mirrored are equal for half of the images.
+        """
+        x = self.prepare(batch)
+        new = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        new[1:] = (x[1:] != x[:-1]).flatten(1).any(1)
+        return self.executor(x) if new.all() else self.executor(x[new])[new.cumsum(0) - 1]
 
 
 @dataclass
