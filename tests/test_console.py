@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import linnaeus
-from linnaeus.console import Console, counted, duration, echo_text
+from linnaeus.console import Console, counted, duration, echo_error, echo_text
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
@@ -101,6 +101,9 @@ def test_a_terminal_breaks_messages_between_words(
     monkeypatch.setattr("sys.stdout", Terminal())
     echo_text("note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %  34 of 35 images")
     assert sys.stdout.getvalue() == "note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %\n    34 of 35 images\n"
+    monkeypatch.setattr("sys.stderr", Terminal())
+    echo_error("error: a message that is longer than 40 columns")
+    assert sys.stderr.getvalue() == "error: a message that is longer than 40\n       columns\n"
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue().replace("\r", "\n"))
     assert [row for row in shown.splitlines() if row and "decoding" not in row] == expected
     assert log.getvalue() == f"{line}\n"

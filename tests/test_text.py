@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.text import code_html, fraction, percent, probability_percent, typeset_percent
+from linnaeus.text import code_html, folded, fraction, percent, probability_percent, typeset_percent
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,12 @@ def test_no_share_is_shown_as_certain(share: float, digits: int, exact: bool):
         assert float(number[2]) not in (0.0, 100.0)
     if not number[1]:
         assert abs(float(number[2]) - 100 * share) <= 0.5 * 10**-digits + 1e-9
+
+
+def test_a_wide_table_is_folded_between_its_cells():
+    """A first column that leaves no room is no label."""
+    head = f"backbone{' ' * 40}accuracy      95 % interval   n  multiply-adds"
+    assert folded(head, 60).splitlines() == [head[:56], "95 % interval   n  multiply-adds"]
+    row = f"  {'a' * 45}  100.0 %  84.5 % to 100.0 %  21"
+    assert folded(row, 60).splitlines() == [f"  {'a' * 45}  100.0 %", "    84.5 % to 100.0 %  21"]
+    assert folded("a" * 90, 60) == "a" * 90

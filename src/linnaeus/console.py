@@ -89,16 +89,21 @@ def echo(result: object = "", end: str = "\n") -> None:
 
 def echo_text(text: str) -> None:
     """As `echo`, for text that people read: a terminal breaks it between words."""
-    if MessageStream(sys.stdout).isatty():
-        columns = shutil.get_terminal_size().columns
-        text = "\n".join(folded(line, columns) for line in text.split("\n"))
-    echo(text)
+    echo(on_terminal(text, MessageStream(sys.stdout)))
+
+
+def on_terminal(text: str, stream: MessageStream) -> str:
+    """Text as `stream` shows it: folded to the width of a terminal, unchanged elsewhere."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    return "\n".join(folded(line, columns) for line in text.split("\n"))
 
 
 def echo_error(line: str) -> None:
-    """Write a line to standard error, if possible."""
+    """Write a message to standard error, if possible."""
     stream = MessageStream(sys.stderr)
-    stream.write(f"{line}\n")
+    stream.write(f"{on_terminal(line, stream)}\n")
     stream.flush()
 
 
@@ -191,8 +196,7 @@ class Console:
             self._print(f"warning: {line}", MessageStream(sys.stderr))
 
     def _print(self, line: str, stream: MessageStream) -> None:
-        if stream.isatty():
-            line = folded(line, shutil.get_terminal_size().columns)
+        line = on_terminal(line, stream)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the bar, which stays
         else:

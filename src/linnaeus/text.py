@@ -47,7 +47,7 @@ def folded(line: str, columns: int) -> str:
     stays whole.
     """
     label = re.match(r" +|\w+: |\S+ {2,}|[a-z]+ (?<=^.{10})|", line)
-    start = label.end() if label else 0
+    start = label.end() if label and label.end() <= columns // 3 else 0
     indent = " " * (start + 2 if line.startswith(" ") else start)
     lines = []
     while width(line) > columns:

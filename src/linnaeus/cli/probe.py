@@ -8,7 +8,7 @@ import click
 
 from linnaeus.cli import early
 from linnaeus.cli.options import device_option, make_console, parse_settings, seed_option, settings_option, verbosity
-from linnaeus.console import counted, echo
+from linnaeus.console import counted, echo, echo_text
 
 
 @click.command()
@@ -57,12 +57,12 @@ def probe(
         console=console,
     )
     comparison = result.comparison
-    echo(render(comparison))
-    echo(f"\naccuracy {result.judged}")
+    echo_text(render(comparison))
+    echo_text(f"\naccuracy {result.judged}")
     if len(comparison.results) > 1:
-        echo("the best of several was selected on these images, so its score is slightly optimistic")
+        echo_text("the best of several was selected on these images, so its score is slightly optimistic")
     if comparison.no_better:
-        echo(f"the best accuracy is {comparison.no_better}")
+        echo_text(f"the best accuracy is {comparison.no_better}")
     for name in ("probe.json", "probe.csv", "probe.png"):
         echo(f"{name:10} {result.path / name}")
     if comparison.failures:
