@@ -51,17 +51,10 @@ class Halves(nn.Module):
         return F.avg_pool2d(x, 2)
 
 
-class Asks(nn.Module):
-    """Depends on a value, which no copy without weights has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if float(x.sum()) > 0 else -x
-
-
-@pytest.mark.parametrize("code", [Halves(), nn.Sequential(Asks(), nn.MaxPool2d(2))])
-def test_positions_of_unknown_layers_are_spread_evenly(code: nn.Module):
-    where = receptive_field_centers(wrap(nn.Sequential(code), 2, 1), 8, 8)
+def test_positions_of_unknown_layers_are_spread_evenly():
+    where = receptive_field_centers(wrap(nn.Sequential(Halves()), 2, 1), 8, 8)
     assert 4 not in where.rows
+    assert where.sizes == {"0": (4, 4)}
     assert evenly_spaced(8, 4) == (0.5, 2.0)
     maps = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).T @ torch.ones(1, 4)
     out = upsample(maps[None], where, 8, 8)[0, :, 0]

@@ -14,6 +14,7 @@ from torch import nn
 
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
+from linnaeus.inference.runners import Scores, network_scores
 from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES, THUMBNAILS
@@ -69,6 +70,22 @@ def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run)
     unknown = t.unknown(distance, np.array([answer.probabilities.max() for answer in found]))
     assert int((~unknown).sum()) == t.accepted
     assert len(found) == t.n
+
+
+def test_small_images_pass_through_the_network_once_at_the_end(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    batches: list[int] = []
+
+    def counted(network: Network, references: np.ndarray | None, x: torch.Tensor, *more: object) -> Scores:
+        batches.append(len(x))
+        return network_scores(network, references, x, *more)
+
+    monkeypatch.setattr("linnaeus.training.finish.measuring.network_scores", counted)
+    monkeypatch.setattr("linnaeus.training.finish.unknown.network_scores", counted, raising=False)
+    again = train(run.path.parent / "idx", str(run.path / "recipe.toml"), out=tmp_path / "run", draw=False)
+    assert load(again.path).detector.thumbnails is not None
+    assert sum(batches) == again.valid.n + (again.test.n if again.test else 0)
 
 
 def test_every_format_marks_unknown_images(run: Run, say, tmp_path: Path):

@@ -150,13 +150,7 @@ def choose_stages(network: Network, size: int, stage: str | None = None) -> tupl
 
 def map_sizes(network: Network, size: int) -> dict[str, tuple[int, int]]:
     """Stage -> height and width of its map for images of `size` pixels, where that is more than one position."""
-    with torch.no_grad():
-        at = next(network.parameters()).device
-        outputs, _ = network.stage_outputs(
-            torch.zeros(1, network.arch["channels"], size, size, device=at), network.stages
-        )
-    maps = {stage: network.as_map(stage, y) for stage, y in outputs.items()}
-    sizes = {stage: (y.shape[2], y.shape[3]) for stage, y in maps.items() if y is not None}
+    sizes = receptive_field_centers(network, size, size).sizes
     return {stage: (height, width) for stage, (height, width) in sizes.items() if height * width > 1}
 
 

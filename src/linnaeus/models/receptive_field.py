@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +27,8 @@ class Centers:
     """Height of a map -> where its rows are centered."""
     columns: dict[int, Line]
     """Width of a map -> where its columns are centered."""
+    sizes: dict[str, tuple[int, int]]
+    """Stage -> height and width of its map, for the stages that have one."""
 
 
 _known: WeakKeyDictionary[Network, dict[tuple[int, int], Centers]] = WeakKeyDictionary()
@@ -51,7 +53,7 @@ def receptive_field_centers(network: Network, height: int, width: int) -> Center
 
 def _follow_layers(network: Network, height: int, width: int) -> Centers:
     """The centers, by a forward pass of an empty image."""
-    centers = Centers({height: IDENTITY}, {width: IDENTITY})
+    centers = Centers({height: IDENTITY}, {width: IDENTITY}, {})
 
     def follow(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for axis, lines in enumerate((centers.rows, centers.columns)):
@@ -71,12 +73,19 @@ def _follow_layers(network: Network, height: int, width: int) -> Centers:
         for module in followed.modules():
             if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 module.register_forward_hook(follow)
-        with torch.inference_mode():
-            first = next(network.parameters())
-            followed(torch.zeros(1, network.arch["channels"], height, width, device=first.device, dtype=first.dtype))
-    except Exception:  # a user's code need not survive a copy, or another input
-        return Centers({height: IDENTITY}, {width: IDENTITY})
-    return centers
+        return replace(centers, sizes=_map_sizes(followed, height, width))
+    except Exception:  # a user's code need not survive a copy, or hooks
+        return Centers({height: IDENTITY}, {width: IDENTITY}, _map_sizes(network, height, width))
+
+
+def _map_sizes(network: Network, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Stage -> height and width of its map for an empty image."""
+    first = next(network.parameters(), torch.zeros(()))
+    empty = torch.zeros(1, network.arch["channels"], height, width, device=first.device, dtype=first.dtype)
+    with torch.no_grad():
+        outputs, _ = network.stage_outputs(empty, network.stages)
+    maps = {stage: network.as_map(stage, y) for stage, y in outputs.items()}
+    return {stage: (y.shape[2], y.shape[3]) for stage, y in maps.items() if y is not None}
 
 
 def evenly_spaced(pixels: int, positions: int) -> Line:

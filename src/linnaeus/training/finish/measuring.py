@@ -11,13 +11,12 @@ from linnaeus.inference.feature_batches import feature_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.thumbnails import Thumbnails
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
 from linnaeus.stores.frozen import stored
 from linnaeus.training.finish.evaluation import FinalEvaluation
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
-from linnaeus.training.finish.unknown import recognition, references_of, small_thumbnails, training_features
+from linnaeus.training.finish.unknown import recognition, references_of, training_features, with_thumbnails
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
@@ -35,17 +34,15 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     candidates = prepared.engine.broadcast(lambda: len(prepared.folder.rows))
     features = training_features(prepared, network, streams)
     references = references_of(features)
-    thumbnails = small_thumbnails(prepared, network, features, references)
-    evaluation = FinalEvaluation(_outputs(prepared, network, references, thumbnails), candidates, unseen)
+    thumbnails, outputs = with_thumbnails(prepared, features, _outputs(prepared, network, references))
+    evaluation = FinalEvaluation(outputs, candidates, unseen)
     evaluation.recognition = recognition(
         features, references, thumbnails, evaluation.calibrated, header.classes, unseen
     )
     return evaluation
 
 
-def _outputs(
-    prepared: Prepared, network: Network, references: np.ndarray | None, thumbnails: Thumbnails | None = None
-) -> dict[str, Outputs]:
+def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:
     """Outputs of the network by split, from features or pixels; with distances from `references`, if any."""
     engine, preprocessing = prepared.engine, prepared.preprocessing
     outputs: dict[str, Outputs] = {}
@@ -54,7 +51,7 @@ def _outputs(
         if split in prepared.samples:
             samples = prepared.samples[split]
             # In float32, as `evaluate` and `predict` compute, whatever the precision of the training was.
-            scores = partial(network_scores, network, references, thumbnails=thumbnails)
+            scores = partial(network_scores, network, references)
             features = feature_batches(network, preprocessing, samples, engine.device, engine, prepared.console)
             if features is None:
                 batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from linnaeus.data.batches import Subset
+from linnaeus.data.batches import Rows, Subset
 from linnaeus.inference.forward import answer, local_batches
-from linnaeus.inference.runners import Scores, network_scores, thumbnails_of
+from linnaeus.inference.runners import thumbnails_of
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
@@ -22,7 +19,6 @@ from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbna
 from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
-from linnaeus.stores.samples import Samples
 from linnaeus.text import fraction, fraction_range, percent
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
@@ -151,24 +147,33 @@ def references_of(features: TrainingFeatures | None) -> np.ndarray | None:
     return None if features is None else reference_vectors(features.values, features.labels)
 
 
-def small_thumbnails(
-    prepared: Prepared, network: Network, features: TrainingFeatures | None, references: np.ndarray | None
-) -> Thumbnails | None:
-    """Thumbnails of the training images, where they are small and tell the classes; all ranks get the same."""
-    if features is None or references is None or prepared.preprocessing.size > LARGEST_SIZE:
-        return None
-    engine, preprocessing, valid = prepared.engine, prepared.preprocessing, prepared.samples["valid"]
-    judged = balanced_sample(valid.labels, SAMPLE)
+def with_thumbnails(
+    prepared: Prepared, features: TrainingFeatures | None, outputs: dict[str, Outputs]
+) -> tuple[Thumbnails | None, dict[str, Outputs]]:
+    """Thumbnails of the training images, where they are small and tell the classes, and the outputs by split with
+    distances that count them; all ranks get the same. `outputs` have the distances of the features, if any."""
+    near = outputs["valid"].distances
+    if features is None or near is None or prepared.preprocessing.size > LARGEST_SIZE:
+        return None, outputs
+    engine, preprocessing = prepared.engine, prepared.preprocessing
 
-    def outputs(function: Callable[[Tensor], Tensor | Scores], samples: Samples, indices: np.ndarray) -> Outputs:
-        batches = local_batches(Subset(samples.rows, indices), samples.labels[indices], BATCH, engine.device, engine)
-        return answer(function, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+    def small(rows: Rows, labels: np.ndarray) -> np.ndarray:
+        batches = local_batches(rows, labels, BATCH, engine.device, engine)
+        return answer(thumbnails_of, batches, lambda b: preprocessing(b.pixels, b.shapes), engine).logits
 
-    train = outputs(thumbnails_of, prepared.samples["train"], features.images)
-    small = outputs(thumbnails_of, valid, judged)
-    near = outputs(partial(network_scores, network, references), valid, judged).distances
-    assert near is not None
-    return choose_thumbnails(train.logits, train.labels, small.logits, small.labels, near)
+    train = small(Subset(prepared.samples["train"].rows, features.images), features.labels)
+    splits = {split: small(prepared.samples[split].rows, out.labels) for split, out in outputs.items()}
+    judged = balanced_sample(outputs["valid"].labels, SAMPLE)
+    valid, labels = splits["valid"][judged], outputs["valid"].labels[judged]
+    thumbnails = choose_thumbnails(train, features.labels, valid, labels, near[judged])
+    if thumbnails is None:
+        return None, outputs
+    counted = {
+        split: replace(out, distances=thumbnails.farther(out.distances, splits[split]))
+        for split, out in outputs.items()
+        if out.distances is not None
+    }
+    return thumbnails, outputs | counted
 
 
 def recognition(
