@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from labelling import new_server, opened, photos
 from tiny import write_images
 
 from linnaeus.console import Console
+from linnaeus.label.backbone import colors
+from linnaeus.label.features import Features
+from linnaeus.label.finish import Finish
 from linnaeus.label.server import Server
+from linnaeus.label.session import Session
 from linnaeus.label.state import describe
 from linnaeus.serve.server import bind
 from linnaeus.serve.sharing import address_of
@@ -116,6 +121,16 @@ def test_random_answers_count_before_the_network_has_read_their_images(tmp_path:
     server.session.answer(reserved, "a")
     assert not server.session.features.ready.any()
     assert describe(server)["sample"]["n"] == 5
+
+
+def test_labels_of_images_that_are_left_out_are_not_counted(tmp_path: Path):
+    server = new_server(photos(tmp_path / "photos"))
+    server.session.answer([0, 1, 2], "a")
+    features = Features(server.session.features.folder, server.session.features.paths[2:], colors())
+    review = Session.open(server.session.store, features, "mixed", Console(silent=True))
+    state = describe(replace(server, session=review, finish=Finish(review, tmp_path / "runs")))
+    assert (state["images"], state["labelled"], state["provenance"]["human"]) == (46, 1, 1)
+    assert state["classes"] == [{"name": "a", "n": 1, "held_out": None}]
 
 
 def test_a_batch_is_not_accepted_unseen_and_verified_by_its_sample_alone(tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 
 from linnaeus.label.acceptance import SURE
 from linnaeus.label.estimate import AUDIT_EVERY, AUDIT_FIRST, ENOUGH
+from linnaeus.label.features import Features
 from linnaeus.label.finish import Finish
 from linnaeus.label.journal import ACCEPTED, HUMAN, UNKNOWN
 from linnaeus.label.session import Session
@@ -37,7 +38,9 @@ class LabelServer:
 def describe(server: LabelServer) -> dict[str, Any]:
     """The state of a session, as the page receives it."""
     session, features = server.session, server.session.features
-    view, labels, classes = session.view, session.labels, session.classes
+    view, classes = session.view, session.classes
+    # A review leaves out the images that the model was trained on, whose labels may be in the same CSV.
+    labels = {path: label for path, label in session.labels.items() if path in session.position}
     learned = view.learned
     counts: dict[str, int] = dict.fromkeys(classes, 0)
     kinds = {HUMAN: 0, ACCEPTED: 0}
@@ -54,14 +57,7 @@ def describe(server: LabelServer) -> dict[str, Any]:
         "unknown": sum(label.label == UNKNOWN for label in labels.values()),
         "skipped": len(session.skipped),
         "provenance": kinds,
-        "features": {
-            "done": features.done,
-            "unreadable": len(features.unreadable),
-            "seconds_left": features.seconds_left,
-            "failure": features.failure,
-            "backbone": features.backbone.name,
-            "notes": server.notes,
-        },
+        "features": _progress(features, server.notes),
         "classes": [{"name": name, "n": n, "held_out": held_out.get(name)} for name, n in counts.items()],
         "suggested_classes": [name for name in session.folders if name not in counts],
         "accuracy": None if learned.estimate is None else learned.estimate.to_dict(),
@@ -82,6 +78,18 @@ def describe(server: LabelServer) -> dict[str, Any]:
         "order": session.order,
         "csv": str(session.store.csv),
         "finish": server.finish.to_dict(),
+    }
+
+
+def _progress(features: Features, notes: list[str]) -> dict[str, Any]:
+    """How far the images are read, and by what."""
+    return {
+        "done": features.done,
+        "unreadable": len(features.unreadable),
+        "seconds_left": features.seconds_left,
+        "failure": features.failure,
+        "backbone": features.backbone.name,
+        "notes": notes,
     }
 
 
