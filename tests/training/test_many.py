@@ -396,6 +396,38 @@ def test_processes_that_would_exhaust_the_machine_are_not_started(monkeypatch: p
         launch(count, ["train"], "")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_ctrl_z_stops_all_processes_and_a_signal_reaches_stopped_ones():
+    waits = [sys.executable, "-c", "import signal, time; signal.signal(15, lambda *_: exit(5)); time.sleep(60)"]
+    program = "from linnaeus.distributed import launch; import sys; launch._start = lambda *_: launch.Child("
+    program += f"launch.subprocess.Popen({waits!r}, start_new_session=True), None); sys.exit(launch.launch(2, [], ''))"
+    launcher = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+
+    def states() -> list[str]:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        return [
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in (launcher.pid, *children)
+        ]
+
+    def wait_for(expected: list[str]) -> None:
+        until = time.monotonic() + 60
+        while states() != expected:
+            assert time.monotonic() < until, states()
+            time.sleep(0.05)
+
+    wait_for(["S", "S", "S"])
+    time.sleep(1)  # until they handle the signal
+    os.kill(launcher.pid, signal.SIGTSTP)
+    wait_for(["T", "T", "T"])
+    os.kill(launcher.pid, signal.SIGCONT)
+    wait_for(["S", "S", "S"])
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        os.kill(int(pid), signal.SIGSTOP)
+    wait_for(["S", "T", "T"])
+    os.kill(launcher.pid, signal.SIGTERM)
+    assert launcher.wait(60) == 5
+
+
 @pytest.mark.long
 def test_a_killed_process_of_the_command_ends_it(idx: Path, tmp_path: Path):
     """--devices 2, and the second process is killed during training: the command ends and can be resumed."""

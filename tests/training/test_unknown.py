@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import in_child
 from tiny import mini, write_idx, write_images, write_recipe, write_tiny_model
 from torch import nn
 
@@ -56,6 +59,18 @@ def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
     assert "trained_features" not in metrics["left_out_classes"], "stated once"
     line = next(line for line in run.trust if line.startswith("unknown "))
     assert line.endswith("; optimistic: the features were trained on all classes)")
+
+
+def test_a_file_that_is_overwritten_does_not_change_the_model_that_was_loaded(run: Run, tmp_path: Path):
+    """As by `cp` over the model of a server, which empties the file first."""
+    file = Path(shutil.copy(run.path / "model.safetensors", tmp_path / "m.safetensors"))
+
+    def work() -> None:
+        model = load(file, device="cpu")
+        os.truncate(file, 0)
+        assert all(p.distance is not None and p.distance > 0 for p in model.predict(noise()))
+
+    assert in_child(work) == 0
 
 
 def test_the_thresholds_in_the_file_reproduce_what_validation_accepted(run: Run):

@@ -32,6 +32,8 @@ MOST_PROCESSES = 16
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Ends a process at once. Windows has no SIGKILL: there SIGTERM does, as `Popen.terminate`."""
 _FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PAUSE, CONTINUE = (getattr(signal, name, None) for name in ("SIGTSTP", "SIGCONT"))
+"""Ctrl-Z and its end; Windows has neither."""
 POLL_INTERVAL = 0.1
 """Seconds between two looks at the processes."""
 SHOWN_LINES = 30
@@ -62,11 +64,19 @@ def launch(count: int, arguments: Sequence[str], advice: str) -> int:
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         _signal(children, number)
+        if CONTINUE is not None:  # a process that was stopped would not see it, and the others would wait
+            _signal(children, CONTINUE)
+
+    def pause(number: int, frame: FrameType | None) -> None:
+        _signal(children, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        _signal(children, signal.SIGCONT)
 
     # The children run in sessions of their own, so that Ctrl-C reaches each exactly once, through this process.
     # What is ignored, as under nohup, stays ignored.
-    wanted = [number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, forward) for number in wanted}
+    handling = {**dict.fromkeys(_FORWARDED, forward), **({} if PAUSE is None else {PAUSE: pause})}
+    wanted = [number for number in handling if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, handling[number]) for number in wanted}
     try:
         for rank in range(count):
             if received:

@@ -158,7 +158,8 @@ def read_model(path: Path, model: Network | None = None) -> tuple[Network, Model
         raise UserError(f"{path}: the weights do not match their checksum, so the file was altered; get a fresh copy")
     # A value that is not finite makes every answer NaN, without an error.
     check_finite(path, tensors)
-    about.unknown_tensors = {name: tensors.pop(name) for name in [*tensors] if name.startswith(UNKNOWN)}
+    # Copies, as the network gets: `cp` over a file that is mapped would change them, or end the process by SIGBUS.
+    about.unknown_tensors = {name: tensors.pop(name).clone() for name in [*tensors] if name.startswith(UNKNOWN)}
     check_tensors(path, about.unknown, about.unknown_tensors, about.preprocessing.channels)
     if model is not None:
         check_weights(path, about, model, tensors)
