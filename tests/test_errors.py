@@ -12,7 +12,7 @@ import pytest
 from tiny import write_tiny_model
 
 import linnaeus
-from linnaeus.errors import JobError, UserError, did_you_mean_run
+from linnaeus.errors import JobError, UserError, did_you_mean_run, exhausted
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import model_path, read_header
 from linnaeus.models.weights.files import read_weights
@@ -104,6 +104,27 @@ def test_a_folder_without_a_model():
         model_path("runs")
     with pytest.raises(UserError, match=r"runs/tulips: holds no split.csv; give"):
         SolvedRun.read(Path("runs/tulips"), "its classes cannot be changed")
+
+
+@pytest.mark.parametrize(
+    ("error", "lack"),
+    [
+        (MemoryError(), "memory"),
+        (RuntimeError("can't start new thread"), "memory or threads"),
+        (RuntimeError("could not create a primitive"), "memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "memory"),
+    ],
+)
+def test_a_process_without_memory_or_threads_says_so(
+    error: Exception, lack: str, say: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("linnaeus.check.command.run", fail)
+    said = say("check", tmp_path)
+    assert (said.status, said.err) == (1, f"error: out of {lack}; close other programs, or allow this one more\n")
+    assert exhausted(RuntimeError("a mistake of ours")) == ""
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\udcff", "x" * 300, "y/" * 3000])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from linnaeus.errors import JobError, UserError
-from linnaeus.files import atomic, disk_errors, write_text
+from linnaeus.errors import JobError, UserError, next_step
+from linnaeus.files import atomic, disk_errors, explained, write_text
 
 
 def test_the_file_is_there_when_the_block_ends(tmp_path: Path):
@@ -155,6 +155,12 @@ def test_a_failing_disk_is_one_line(number: int, call: str, tmp_path: Path, monk
     assert "\n" not in str(caught.value)
     assert (tmp_path / "a").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_too_many_open_files_are_not_blamed_on_the_disk():
+    error = explained(OSError(errno.EMFILE, "Too many open files"), Path("a"))
+    assert str(error) == "a: cannot be written (Too many open files); " + next_step(OSError(errno.EMFILE, ""))
+    assert "ulimit" in str(error)
 
 
 def test_an_impossible_path_is_wrong_input(tmp_path: Path):

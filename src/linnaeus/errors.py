@@ -99,6 +99,18 @@ class DiskError(JobError):
     """A file could not be written: the disk is full, read-only or failing."""
 
 
+def exhausted(error: BaseException) -> str:
+    """What the process has run out of, `memory` or `memory or threads`; empty for any other error."""
+    if not isinstance(error, MemoryError | RuntimeError):
+        return ""
+    text = str(error)
+    if "can't start new thread" in text:
+        return "memory or threads"
+    # The allocators of torch and oneDNN raise a plain RuntimeError on the CPU.
+    short = any(part in text for part in ("out of memory", "can't allocate memory", "could not create a primitive"))
+    return "memory" if short or isinstance(error, MemoryError) else ""
+
+
 class LostError(JobError):
     """Another process of the group has ended; that process, or the launcher, reports which one and why."""
 

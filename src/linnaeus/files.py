@@ -68,7 +68,8 @@ def explained(error: OSError, path: Path | None = None) -> UserError:
         return DiskError(f"{path}: may not be written ({reason}); choose another place")
     if error.errno in NO_PLACE:
         return UserError(f"{path}: cannot be written ({reason}); choose another place")
-    return DiskError(f"{path}: cannot be written ({reason}); check the disk, then run the command again")
+    step = next_step(error, "check the disk, then run the command again")
+    return DiskError(f"{path}: cannot be written ({reason}); {step}")
 
 
 def _concerns(error: OSError, path: Path) -> bool:

@@ -11,6 +11,7 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -423,6 +424,14 @@ def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch):
         decode(bytes(bomb))
     with pytest.raises(UnreadableError, match="too large"):  # and a real one: 100 million zeros in 100 kB
         decode(encode(Image.new("L", (10_000, 10_000))))
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1, 6_000_000), False), ((6_000_000, 1), True), ((16, 400_000), True)])
+def test_rows_of_one_pixel_take_as_much_memory_as_longer_ones(size: tuple[int, int], fits: bool):
+    """Each has a pointer, and the decoder a copy of it: 60 million rows of one pixel took 5.4 GB, and 60 KB of disk."""
+    image = encode(Image.new("L", size))
+    with nullcontext() if fits else pytest.raises(UnreadableError, match="1 x 6000000 pixels in PNG need too much"):
+        assert load_row(image, RowSpec(8)).size
 
 
 def test_quiet_even_in_threads(capfd: pytest.CaptureFixture[str], shared_data: Path):

@@ -43,7 +43,7 @@ from linnaeus.cli.serve import serve
 from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
-from linnaeus.errors import JobError, LostError, UserError
+from linnaeus.errors import JobError, LostError, UserError, exhausted
 from linnaeus.training.stop import StopSignals, Terminated, status_of
 
 if TYPE_CHECKING:
@@ -282,6 +282,11 @@ def _run() -> None:
     except (click.Abort, KeyboardInterrupt):
         echo_error("stopped")
         raise SystemExit(status_of(signal.SIGINT)) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (lack := exhausted(error)):
+            raise
+        echo_error(f"error: out of {lack}; close other programs, or allow this one more")
+        raise SystemExit(JobError.status) from None
     except OSError as error:
         from linnaeus.files import explained
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from linnaeus.console import Console, counted
@@ -22,7 +21,7 @@ from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.environment import ProcessInfo, process_info
 from linnaeus.distributed.group import is_connection_error
-from linnaeus.errors import DiskError, JobError, LostError, UserError
+from linnaeus.errors import DiskError, JobError, LostError, UserError, exhausted
 from linnaeus.files import explained
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.modelfile.safetensors import model_path, read_header
@@ -253,9 +252,8 @@ def _errors_explained(workspace: Workspace) -> Iterator[None]:
             raise StoppedError(error.number, f"stopped by {name}; {workspace.advice()}") from None
         if isinstance(error, OSError):
             raise DiskError(f"{explained(error)}; {workspace.advice()}") from error
-        # The CPU allocator raises a plain RuntimeError.
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            raise JobError(f"out of memory; {workspace.advice()}") from None
+        if lack := exhausted(error):
+            raise JobError(f"out of {lack}; {workspace.advice()}") from None
         # The first sign of a dead process is a broken connection in some collective operation.
         if isinstance(error, RuntimeError) and process_info().world_size > 1 and is_connection_error(error):
             raise LostError(f"another process of this run has ended; {workspace.advice()}") from error

@@ -42,6 +42,8 @@ DECODE_VERSION = f"1-{PIL.__version__}"
 MAX_PIXELS = 80_000_000
 """Limit on decoded pixels: keeps one decode below 1 GB, at 12 bytes a pixel in the worst case."""
 
+_NARROW = 16  # pixels of a row whose memory is that of its pixels, and not of its pointers
+
 MAX_HEADER_PIXELS = 178_956_970
 """Limit on the pixels of a JPEG that is decoded at a fraction of its size; also Pillow's own limit."""
 
@@ -159,7 +161,7 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None, bit
             if short_side is not None and (drafted := image.draft(None, (short_side, short_side))) is not None:
                 box = drafted[1]
             weight = _HEAVY_FORMATS.get(image.format or "", 1) * _HEAVY_MODES.get(image.mode, 1)
-            cost = image.width * image.height * weight
+            cost = max(image.width, _NARROW) * image.height * weight
             _refuse_too_large(name, image, cost, MAX_PIXELS)
             turn: AbstractContextManager = _one_large if cost > _LARGE else nullcontext()
             with turn:
