@@ -23,7 +23,7 @@ from linnaeus.errors import UserError
         ("a.xlsx", b"PK\3\4\x14\0", "a spreadsheet: save the table as CSV"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook: save the table as CSV"),
         ("coco.json", b'{"images": [], "annotations": []}', "JSON, which is not read as a source"),
-        ("a.parquet", b"PAR1\0", "a Parquet file"),
+        ("a.parquet", b"PAR1\0", "a Parquet file: if it holds the images, save each one in a folder of its class"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("a.npy", b"\x93NUMPY\1\0", "an array of NumPy"),
         ("a.pkl", b"\x80\4\x95", "a pickle, which may run code"),
@@ -38,6 +38,15 @@ def test_a_file_of_another_program_is_named(tmp_path: Path, name: str, content: 
         open_source(tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: {said}")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_tables_that_hold_the_images_is_named(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        UserError, match=r"1 file ending in \.parquet \(tables, not images: if they hold the images, save"
+    ):
+        open_source(tmp_path)
 
 
 def test_an_archive_in_an_archive_is_named(tmp_path: Path):

@@ -112,7 +112,7 @@ def test_the_epochs_behind_a_threshold_are_stated():
 
 def test_few_classes_are_all_shown_with_the_worst_first():
     text = text_of(assess(outputs(60, 4, occurring=3), None), 4)
-    assert "classes, the worst first; 1 of the model's classes do not occur" in text
+    assert "classes, the worst first; 1 of the model's classes does not occur" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("  class") and "taken" not in line]
     assert len(rows) == 3
     f1 = [float(row[-4]) for row in rows]

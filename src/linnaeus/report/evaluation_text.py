@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from linnaeus.console import counted
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
 from linnaeus.metrics.calibration import calibration_failure, chance_words
 from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused, no_better_than_one_class
@@ -69,7 +70,7 @@ def classes(metrics: Metrics, names: Sequence[str]) -> list[str]:
     title = f"classes, the worst first{'' if shown is ordered else f' ({WORST} of {len(ordered)}; all with --json)'}"
     absent = len(metrics.classes) - len(occurring)
     if absent:
-        title += f"; {absent} of the model's classes do not occur"
+        title += f"; {absent} of the model's classes {'does' if absent == 1 else 'do'} not occur"
     head = ["", "n", "correct", "recall", "95 % interval", "precision", "95 % interval", "F1", "ROC AUC", "avg. prec."]
     return [title, *align([head, *(_class_row(row, names) for row in shown)], "<>>>>>>>>>")]
 
@@ -117,7 +118,7 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
         title,
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"on {metrics.n} images a perfectly calibrated model would show an ECE of "
+        f"on {counted(metrics.n, 'image')} a perfectly calibrated model would show an ECE of "
         + chance_words(percent(mean, 2), percent(p95, 2), skewed=p95 <= mean),
     ]
 

@@ -10,6 +10,7 @@ from linnaeus.console import counted
 
 UNPACK = "unpack it, and give its folder"
 EXPORT = "save the table as CSV, with a row `path,label` for each image"
+SAVE = "save each one in a folder of its class, for example with the package datasets"
 
 BY_FIRST_BYTES = {
     b"7z\xbc\xaf\x27\x1c": f"a 7z archive, which is not read: {UNPACK}",
@@ -18,7 +19,7 @@ BY_FIRST_BYTES = {
     b"\x89HDF": "an HDF5 file, which is not read: write its images as files, in a folder for each class",
     b"\x93NUMPY": "an array of NumPy: write its images as files, or use linnaeus.sklearn.ImageClassifier on the array",
     b"SQLite format 3": f"an SQLite database: {EXPORT}",
-    b"PAR1": f"a Parquet file: {EXPORT}, or give the DataFrame to linnaeus.train",
+    b"PAR1": f"a Parquet file: if it holds the images, {SAVE}; else {EXPORT}, or give the DataFrame to linnaeus.train",
     b"MATLAB": f"a MATLAB file: {EXPORT}",
     b"%PDF": f"a PDF, not a list: {EXPORT}",
     b"\xd0\xcf\x11\xe0": f"an Excel workbook: {EXPORT}",
@@ -53,6 +54,7 @@ UNREAD_IMAGES = {
     **dict.fromkeys(
         (".psd", ".svg", ".eps", ".ai", ".pdf"), "drawings or documents, which are not read: export them as PNG"
     ),
+    **dict.fromkeys((".parquet", ".arrow", ".tfrecord"), f"tables, not images: if they hold the images, {SAVE}"),
     **dict.fromkeys((".exr", ".hdr", ".mat", ".h5", ".jxl"), f"a format that is not read: {CONVERT}"),
 }
 """Ending -> what files of images are that no reader opens, and what to do with them."""
