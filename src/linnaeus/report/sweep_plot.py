@@ -196,11 +196,11 @@ def _scale(axes: Axes, part: Slice, fonts: Fonts) -> None:
 
 
 def _draw_importances(axes: Axes, sweep: SweepImage, fonts: Fonts) -> None:
-    """Bars, the longest first; or a note that there are too few trials."""
+    """Bars, the longest first; or a note that the trials show none."""
     axes.set_axis_off()
     axes.set_title("Importance of the keys", loc="left", pad=8, size=TEXT, color=INK, weight="bold", **fonts.style)
     if not sweep.importances:
-        axes.text(0, 0.9, "too few complete trials", **muted(fonts))
+        axes.text(0, 0.9, "none beyond chance, or too few trials", **muted(fonts))
         return
     shown = sorted(sweep.importances.items(), key=lambda item: -item[1])[:IMPORTANCES]
     most = max(shown[0][1], 1e-9)

@@ -43,7 +43,7 @@ class Sweep:
     recipe: Path
     """best.toml: the recipe of the best trial, for `train`."""
     importances: dict[str, float] = field(default_factory=dict)
-    """Dotted key -> its share of the effect on the result; they sum to 1. Empty with too few complete trials."""
+    """Dotted key -> its share of the effect on the result; they sum to 1. Empty where chance explains it."""
     interrupted: bool = False
     """Whether Ctrl-C ended the sweep early."""
 

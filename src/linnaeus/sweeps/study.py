@@ -25,6 +25,7 @@ import numpy as np
 
 from linnaeus.errors import DiskError, UserError, install
 from linnaeus.files import acquire, disk_errors, locked
+from linnaeus.sweeps.importance import importances
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
 
 if TYPE_CHECKING:
@@ -186,26 +187,9 @@ class Study:
         return [Trial.of(trial) for trial in _started(self.study.get_trials(deepcopy=False))]
 
     def importances(self) -> dict[str, float]:
-        """Dotted key -> its share of the effect on the objective, in 0..1; they sum to 1.
-
-        By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) on the best quarter of the complete trials. Empty with
-        fewer than four complete trials, or where most of them are equal.
-        """
-        optuna = _optuna()
-        complete = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        if len(complete) < 4 or len({t.value for t in complete}) < 2:
-            return {}
-        with warnings.catch_warnings():
-            # Optuna warns if the best quarter comprises all trials, which happens where many are equal.
-            warnings.simplefilter("error", UserWarning)
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # The best quarter: with the default tenth, a sweep of twenty trials would depend on two of them.
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-            try:
-                importances = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
-            except UserWarning:
-                return {}
-        return {key: float(share) for key, share in importances.items() if np.isfinite(share)}
+        """Dotted key -> its share of the effect on the objective (`importance.importances`)."""
+        complete = self.study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
+        return importances(complete, self.study.direction)
 
     def _requeue_lost(self) -> None:
         """Queue the parameters of trials whose process has ended. The caller holds the lock of the folder."""
