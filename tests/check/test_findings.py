@@ -1,10 +1,10 @@
-"""Findings: their order, their JSON, and the summary of three lines before training."""
+"""Findings: their order, their JSON, and the summary before training."""
 
 from __future__ import annotations
 
 import pytest
 
-from linnaeus.check.findings import KINDS, Finding, by_kind, sort_findings, summary_lines
+from linnaeus.check.findings import KINDS, MORE_TO_MEASURE, Finding, by_kind, sort_findings, summary_lines
 from linnaeus.check.terminal import _subject
 
 LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 images are the same")
@@ -33,11 +33,10 @@ def test_findings_are_sorted_by_severity_and_rankings_stay():
     ]
 
 
-def test_the_summary_has_three_lines():
-    assert summary_lines([LEAK, EMPTY, FIRST, SECOND, NOTE], "see the page") == [
+def test_the_summary_has_a_line_for_each_severity():
+    assert summary_lines([LEAK, EMPTY, FIRST, SECOND, NOTE]) == [
         "errors in the data: empty files (1): train/c.jpg; leaks between splits (1): valid/b.jpg = train/a.jpg",
         "to review in the data: suspicious labels (2): train/d.jpg …",
-        "see the page",
     ]
 
 
@@ -46,16 +45,16 @@ def test_few_images_of_a_split_are_counted_as_images():
         Finding("few-to-measure", "warning", (), (), f"{n} images in {split}: metrics on them are imprecise")
         for n, split in ((18, "valid"), (9, "test"))
     ]
-    line = "to review in the data: few images to evaluate on (18 images in valid, 9 images in test)"
-    assert summary_lines(found, "see the page")[0] == line
+    line = f"to review in the data: few images to evaluate on (18 images in valid, 9 images in test: {MORE_TO_MEASURE})"
+    assert summary_lines(found) == [line]
 
 
 def test_the_summary_is_short():
-    assert summary_lines([], "flowers") == []
-    assert summary_lines([NOTE], "flowers") == []
-    assert len(summary_lines([EMPTY], "flowers")) == 2
+    assert summary_lines([]) == []
+    assert summary_lines([NOTE]) == []
+    assert len(summary_lines([EMPTY])) == 1
     everything = [Finding(kind, severity) for kind in KINDS for severity in ("error", "warning")]
-    assert len(summary_lines(everything, "flowers")) == 3
+    assert len(summary_lines(everything)) == 2
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("leak", "fatal"), ("odd", "error")])
@@ -68,4 +67,4 @@ def test_kinds_and_severities_are_known(kind: str, severity: str):
 def test_only_images_of_the_same_thing_are_called_equal(kind: str, joined: str):
     finding = Finding(kind, "warning", ("a.tif", "b.tif"), ("oak",), "detail")
     assert _subject(finding) == f"a.tif{joined}b.tif"
-    assert f"b.tif{joined}a.tif" in "".join(summary_lines([finding], "here"))
+    assert f"b.tif{joined}a.tif" in "".join(summary_lines([finding]))

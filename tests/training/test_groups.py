@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,18 @@ def test_without_groups_there_are_no_messages_about_them(say, patients: Path, tm
         "the column 'patient' repeats: if images with the same value belong together, data.split.groups=p" in said.out
     )
     assert "groups" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]
+
+
+def test_copies_are_not_called_groups_where_no_groups_were_asked_for(say, patients: Path, tmp_path: Path):
+    folder, recipe = tmp_path / "pictures", write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    for label in "012":
+        shutil.copy(folder / label / f"{label} 0.png", folder / label / "copy.png")
+    said = say("train", folder, "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
+    assert said.status == 0, said.err
+    assert re.search(r"(train|valid) \d+ \(\d+ different images\)", said.out)
+    assert " groups" not in said.out.partition("classes ")[0]
+    assert "are in the check.json of this run" not in said.err
+    assert "findings  all are in the check.json of this run" in said.out
 
 
 @pytest.mark.parametrize(

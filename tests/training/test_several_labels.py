@@ -25,6 +25,8 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import read_header
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import Problems, objective
+from linnaeus.text import percent
+from linnaeus.training.finish.label_evaluation import HEADLINE, LabelEvaluation
 from linnaeus.training.loss import Criterion
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
@@ -69,6 +71,17 @@ def test_the_files_of_a_run(run: Path):
     assert [float(row["valid_map"]) > 0.5 for row in rows] == [True] * 6
     with (run / "predictions.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == metrics["valid"]["n"] + metrics["test"]["n"]
+
+
+def test_train_prints_the_intervals_that_evaluate_has():
+    rng = np.random.default_rng(0)
+    labels = rng.random((80, 3)) < 0.4
+    outputs = Outputs(labels, (labels + rng.normal(0, 1, (80, 3)) - 0.5).astype(np.float32))
+    evaluation = LabelEvaluation({"valid": outputs}, ["a", "b", "c"], None)
+    metrics = evaluation.assessments["valid"].metrics
+    stated = [f"{percent(low)} to {percent(high)}" for low, high in (metrics[name].ci95 or () for name in HEADLINE)]
+    line = "interval  valid, 95 %: mAP {}, macro F1 {}, all labels right {}"
+    assert evaluation.lines()[0] == line.format(*stated)
 
 
 def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from tiny import write_idx, write_recipe
 
 import linnaeus
+from linnaeus.metrics.intervals import wilson
 from linnaeus.models import linear_probe
+from linnaeus.training.solve import _quality
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
@@ -24,5 +30,18 @@ def test_the_accuracy_of_one_fold_is_not_called_cross_validated(
     recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1})
     linnaeus.train(source, str(recipe), out=tmp_path / "run", device="cpu", draw=False)
     said = capsys.readouterr().out
-    assert ("cross-validated training accuracy" in said) != large
-    assert ("was held out: its accuracy" in said) == large
+    accuracy, interval = r"accuracy \d+\.\d % \(\d+ of \d+", r", 95 % interval \d+\.\d % to \d+\.\d %\)"
+    assert bool(re.search("cross-validated training " + accuracy + interval, said)) != large
+    assert bool(re.search("one fold was held out: its " + accuracy + interval, said)) == large
+
+
+def test_versions_of_one_image_do_not_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    labels, images = np.tile(rng.integers(0, 2, 40), 3), np.tile(np.arange(40), 3)
+    probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are judged alike
+    head = SimpleNamespace(judged=np.arange(120), probabilities=probabilities)
+    low, high = wilson(32, 40)
+    stated = _quality(cast(Any, head), labels, images)
+    found = [float(text) for text in re.findall(r"(\d+\.\d) %", stated.partition("interval")[2])]
+    assert "accuracy 80.0 % (96 of 120, " in stated
+    assert found[1] - found[0] > 100 * (high - low) - 0.1

@@ -28,7 +28,7 @@ def duplicate_findings(table: Table, duplicates: Duplicates) -> list[Finding]:
 def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
     group = _by_split(table, group)
     paths, classes, where = _describe(table, group)
-    text = f"{len(group)} images are {'identical' if relation == EXACT else 'nearly identical'}, {where}"
+    text = f"{len(group)} images are {'identical' if relation == EXACT else 'nearly identical'}{where}"
     findings = []
     # A copy on both sides of a split is worse than one that merely counts twice.
     if len(set(table.split[group].tolist())) > 1:
@@ -47,7 +47,7 @@ def _copies(table: Table, group: np.ndarray, relation: int) -> list[Finding]:
 def _scene(table: Table, group: np.ndarray) -> Finding:
     group = _by_split(table, group)
     paths, classes, where = _describe(table, group)
-    detail = f"{len(group)} images show the same scene (crops of one photograph, or shots of a series), {where}"
+    detail = f"{len(group)} images show the same scene (crops of one photograph, or shots of a series){where}"
     splits = set(table.split[group].tolist())
     if _differ(table, group):
         detail += f", labelled {_labels(table, group)}"
@@ -71,9 +71,9 @@ def _by_split(table: Table, group: np.ndarray) -> np.ndarray:
 
 
 def _describe(table: Table, group: np.ndarray) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """Paths, distinct classes, and the splits in words, of samples ordered by split."""
+    """Paths, distinct classes, and `, in` the splits, if there are any, of samples ordered by split."""
     paths = tuple(table.sample_id(i) for i in group.tolist())
     classes = tuple(dict.fromkeys(name for i in group.tolist() for name in table.labels_of(i)))
     splits = list(dict.fromkeys(table.split[group].tolist()))
     names = " and ".join(split or "the images without a split" for split in splits)
-    return paths, classes, "not split yet" if splits == [""] else f"in {names}"
+    return paths, classes, "" if splits == [""] else f", in {names}"

@@ -46,6 +46,11 @@ KINDS = {
 SAME = {"leak", "label-conflict", "duplicate", "near-duplicate", "same-scene"}
 """Kinds whose images show the same thing; other kinds list images that only share a property."""
 
+MORE_TO_MEASURE = (
+    "`train --set data.split.valid=0.3` holds out more of a source without splits; `probe` cross-validates"
+)
+"""What to do about few images to evaluate on."""
+
 EXAMPLE = 80  # longest example in a summary line, in characters
 
 
@@ -97,24 +102,22 @@ def by_kind(findings: Iterable[Finding]) -> dict[tuple[str, str], list[Finding]]
     return groups
 
 
-def summary_lines(findings: Sequence[Finding], details: str) -> list[str]:
-    """At most three warnings to print before training: the errors, what to review, and where to find all (`details`).
-
-    Empty if there is neither an error nor a warning.
-    """
+def summary_lines(findings: Sequence[Finding]) -> list[str]:
+    """At most two warnings to print before training: the errors, and what to review."""
     lines = []
     for severity, title in (("error", "errors in the data"), ("warning", "to review in the data")):
         groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
             counts = [f"{KINDS[kind]} ({_count(members)}){_example(members)}" for kind, members in groups.items()]
             lines.append(f"{title}: {'; '.join(counts)}")
-    return [*lines, details] if lines else []
+    return lines
 
 
 def _count(findings: Sequence[Finding]) -> str:
-    """The number of findings; of those about whole splits their subjects, such as `9 images in valid`."""
-    whole = all(finding.detail and not finding.paths and not finding.classes for finding in findings)
-    return ", ".join(finding.detail.partition(":")[0] for finding in findings) if whole else str(len(findings))
+    """The number of findings; of splits with few images their sizes, such as `9 images in valid`, and what helps."""
+    if findings[0].kind != "few-to-measure":
+        return str(len(findings))
+    return f"{', '.join(finding.detail.partition(':')[0] for finding in findings)}: {MORE_TO_MEASURE}"
 
 
 def _example(findings: Sequence[Finding]) -> str:

@@ -30,12 +30,21 @@ class Inspection:
 
     result: dict[str, Any] = field(default_factory=dict)
     """The object that `check --json` writes; empty if the source holds no files."""
-    lines: list[str] = field(default_factory=list)
-    """At most three lines to print."""
+    warnings: list[str] = field(default_factory=list)
+    """At most one line for each split or severity."""
+    where: str = ""
+    """Where all findings are; empty if there is nothing to warn of."""
     leaked: dict[str, np.ndarray] = field(default_factory=dict)
     """Split -> samples of the table, (k,) int64, with a copy in an earlier split."""
     hashes: RunHashes | None = None
     """What altered copies of the training images are recognized by; None if the source holds no files."""
+
+    def tell(self, console: Console) -> None:
+        """Print the warnings, and where all findings are."""
+        for line in self.warnings:
+            console.warn(line)
+        if self.where:
+            console.say(f"findings  {self.where}")
 
     @property
     def json(self) -> str:
@@ -72,23 +81,24 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
     """
     if not comparable(table):
         leaked = leaks(table, copies(table))
-        lines = [
+        warnings = [
             f"{len(samples):,} of {len(table.where(split)):,} {split} images are in an earlier split too"
             for split, samples in leaked.items()
         ]
-        return Inspection({}, lines, leaked)
+        return Inspection({}, warnings, leaked=leaked)
     result = check_table(table, weights="stored", console=console, builder=builder)
-    lines = summary_lines(result.findings, _where(table))
+    warnings = summary_lines(result.findings)
     leaked = leaks(table, result.duplicates.groups(EXACT, COPY))
-    return Inspection(result.to_dict(), lines, leaked, RunHashes.of(result.statistics.rows, table.split))
+    hashes = RunHashes.of(result.statistics.rows, table.split)
+    return Inspection(result.to_dict(), warnings, _where(table) if warnings else "", leaked, hashes)
 
 
 def _where(table: Table) -> str:
     """Where all findings are. Not the report of the run: it is not written where no plots are wanted."""
     if table.kind == "paths":
-        return "all findings are in the estimator's check_"
+        return "all are in the estimator's check_"
     shown = "" if not Path(table.source).exists() else "; linnaeus check, with --gallery, shows the images"
-    return f"all findings are in the check.json of this run{shown}"
+    return f"all are in the check.json of this run{shown}"
 
 
 def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console: Console) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linnaeus.check.data_check import DataCheck
-from linnaeus.check.findings import KINDS, SEVERITIES, Finding, by_kind
+from linnaeus.check.findings import KINDS, MORE_TO_MEASURE, SEVERITIES, Finding, by_kind
 from linnaeus.console import counted
 
 SHOWN = 3  # findings of each kind; the gallery and the JSON have all
@@ -19,6 +19,7 @@ NEXT_STEPS = {
     "unreadable": "convert or remove these files; `train` leaves them out",
     "too-large": "reduce the size of these images; `train` leaves them out",
     "missing-class": "add images of every class to every split",
+    "few-to-measure": MORE_TO_MEASURE,
     "confusable-names": "give each class a single name with a single spelling",
     "suspicious-label": "review these images in this order and correct wrong labels",
     "duplicate": "remove all but one of each group",

@@ -131,11 +131,12 @@ class AbstentionRule:
         if point is None:
             return self.notice
         if point.threshold == 0:
-            text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed"
+            text = f"never: {point.wrong} of {self.n} images are wrong"
         else:
             text = f"below {percent(point.threshold, exact=True)}: {point.answered} of {self.n} answered, "
-            text += f"{point.wrong} wrong, and {share} are allowed"
-        return text + ("; tested" if self.tested is not None else f"; only an estimate: {self.why_not_tested}")
+            text += f"{point.wrong} wrong"
+        tested = "tested" if self.tested is not None else f"not tested, because {self.why_not_tested}"
+        return f"{text} ({share} are allowed; {tested})"
 
     def __str__(self) -> str:
         point, share = self.applied, percent(self.target_risk, 0, exact=True)

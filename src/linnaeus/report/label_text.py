@@ -63,7 +63,18 @@ def labels(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
     absent = sum(row.support == 0 for row in metrics.labels)
     if absent:
         title += f"; {absent} of the model's labels do not occur"
-    head = ["", "n", "avg. prec.", "95 % interval", "ROC AUC", "precision", "recall", "F1", "95 % interval", "from"]
+    head = [
+        "",
+        "n",
+        "avg. prec.",
+        "95 % interval",
+        "ROC AUC",
+        "precision",
+        "recall",
+        "F1",
+        "95 % interval",
+        "threshold",
+    ]
     return [title, *align([head, *(_row(row, names, float(thresholds[row.index])) for row in shown)], "<>>>>>>>>>")]
 
 

@@ -271,8 +271,7 @@ def _introduce(prepared: Prepared) -> None:
     say(f"device    {prepared.engine.describe(prepared.recipe.precision)}")
     say(f"source    {table.source} ({table.kind}): {counts}{left_out}")
     say(f"classes   {len(table.classes)}: {_class_list(table)}")
-    for line in prepared.inspection.lines:
-        prepared.console.warn(line)
+    prepared.inspection.tell(prepared.console)
     if prepared.recipe.data.valid == "test":
         prepared.console.warn(
             'valid = "test": the best model is selected on the test images, so its score is optimistic'
@@ -286,10 +285,11 @@ def _introduce(prepared: Prepared) -> None:
 
 
 def _count(prepared: Prepared, split: str) -> str:
-    """`valid 12 in 3 groups`: size of a split."""
+    """`valid 12 in 3 groups`: size of a split. Without groups of the source, only copies are grouped."""
     samples = prepared.samples[split]
-    groups = "" if samples.groups is None else f" in {len(set(samples.groups.tolist()))} groups"
-    return f"{split} {len(samples)}{groups}"
+    groups = 0 if samples.groups is None else len(set(samples.groups.tolist()))
+    kind = f" ({groups} different images)" if prepared.table.groups is None else f" in {groups} groups"
+    return f"{split} {len(samples)}{kind if groups else ''}"
 
 
 def _class_list(table: Table, most: int = 12) -> str:

@@ -13,6 +13,7 @@ from linnaeus.console import Console, counted
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
+from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.multilabel import Headline, LabelFigures, headline, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.models import Network
@@ -83,10 +84,14 @@ def _solve_on(
         head = fit_linear_probe(
             features, labels, run.classes, fold=fold, weights=weights, judge_all=False, advance=advance
         )
+    # Views of one image are not independent, and neither are images of one group.
+    images_of = groups if views == 1 else np.tile(np.arange(len(fold) // views) if groups is None else groups, views)
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
     images = counted(len(labels) // views, "image") + (f" in {views} versions each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
-    console.say(f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels)}")
+    console.say(
+        f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels, images_of)}"
+    )
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
@@ -110,18 +115,21 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     return np.concatenate([batches.labels] * views)
 
 
-def _quality(head: LinearProbe, labels: np.ndarray) -> str:
-    """Accuracy, or with several labels mean average precision, of the held-out probabilities."""
-    if len(head.judged) == len(labels):
-        how = "cross-validated training"
-    else:
-        how = f"one fold of {len(head.judged):,} was held out: its"
-        labels = labels[head.judged]
+def _quality(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> str:
+    """Accuracy, or with several labels mean average precision, of the held-out probabilities.
+
+    `labels` (n, …) and `groups` (n,), which numbers correlated samples, are those of all samples of the head.
+    """
+    whole, labels = len(head.judged) == len(labels), labels[head.judged]
+    how = "cross-validated training" if whole else "one fold was held out: its"
     if labels.ndim == 1:
-        return f"{how} accuracy {percent((head.probabilities.argmax(1) == labels).mean())}"
+        hits = head.probabilities.argmax(1) == labels
+        low, high = proportion_interval(hits, None if groups is None else groups[head.judged])
+        counts = f"{hits.sum():,} of {len(hits):,}, 95 % interval {percent(low)} to {percent(high)}"
+        return f"{how} accuracy {percent(hits.mean())} ({counts})"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(probabilities) - np.log1p(-probabilities)
-    return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)}"
+    return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)} ({counted(len(labels), 'image')})"
 
 
 def linear_head(model: Network) -> nn.Linear:

@@ -181,7 +181,7 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
         check_importable(entry, path, checksum)
         safe = path.suffix == ".safetensors" or is_index(path)
         target = weights_dir() / f"{entry.key}{'.safetensors' if safe else '.pth'}"
-        reason = "not the published file" if entry.sha256 else "no checksum is published for them"
+        reason = "not the published file" if entry.sha256 else "no checksum is published for these weights"
         notes.append(
             f"{reason} (its SHA-256 begins with {checksum[:8]}), but all tensors fit: imported without verification"
         )

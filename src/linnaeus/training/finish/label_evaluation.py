@@ -14,7 +14,7 @@ import numpy as np
 from linnaeus.data.table import Table
 from linnaeus.metrics.label_assessment import assess_labels
 from linnaeus.metrics.label_calibration import LabelCalibration
-from linnaeus.metrics.multilabel import Headline, LabelFigures, label_figures
+from linnaeus.metrics.multilabel import Headline, LabelFigures, MultiLabelMetrics, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
 from linnaeus.stores.samples import Samples
@@ -28,6 +28,15 @@ from linnaeus.training.finish.evaluation import (
     summary_split,
 )
 from linnaeus.training.finish.rounding import map_within_rounding
+
+HEADLINE = {"map": "mAP", "macro_f1": "macro F1", "subset_accuracy": "all labels right"}
+
+
+def intervals(metrics: MultiLabelMetrics) -> str:
+    """The 95 % intervals of the headline metrics that have one."""
+    found = [(word, metrics[name].ci95) for name, word in HEADLINE.items()]
+    parts = [f"{word} {percent(ci95[0])} to {percent(ci95[1])}" for word, ci95 in found if ci95 is not None]
+    return ", ".join(parts) or "none, because all resamples of these images give the same figures"
 
 
 class LabelEvaluation:
@@ -94,6 +103,7 @@ class LabelEvaluation:
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
+            *(f"interval  {split}, 95 %: {intervals(of.metrics)}" for split, of in self.assessments.items()),
             *leak_lines(self.without_leaks, self.unseen),
             f"certainty calibration error {after}, {before} before calibration of each label ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
