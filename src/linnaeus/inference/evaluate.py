@@ -22,6 +22,7 @@ from linnaeus.inference.problems import folded
 from linnaeus.inference.runners import finite_scores
 from linnaeus.inference.source import LabeledImages
 from linnaeus.inference.tta import answer_views
+from linnaeus.inference.verdicts import Verdicts
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
@@ -56,6 +57,14 @@ class Evaluation:
     def split(self) -> str:
         return self.images.split
 
+    @property
+    def verdicts(self) -> Verdicts | None:
+        """What the model answers at its own thresholds; None for one that recognizes no unknown images."""
+        detector = self.classifier.detector
+        if self.answers is None or detector is None:
+            return None
+        return Verdicts.of(self.answers, self.classifier.threshold, detector.thresholds)
+
     def by_slice(self, column: str, values: Sequence[str]) -> Evaluation:
         """The evaluation with the accuracy by value of a column; `values` are those of the images, (n,)."""
         self.classifier.require_one_label("--slice")
@@ -73,6 +82,8 @@ class Evaluation:
             "recognized_by": self.images.recognized_by or None,
             "training_left_out": self.images.training,
         }
+        if (verdicts := self.verdicts) is not None:
+            details["verdicts"] = verdicts.to_dict()
         if self.without_leaks is not None:
             details["without_leaks"] = self.without_leaks.to_dict()
         long = self.assessment.long_dict(self.classifier.classes, self.classifier.names)

@@ -45,6 +45,8 @@ class Thresholds:
     """Number of these that they accept."""
     target: float = ACCEPTED
     """Share of known images to accept, in 0..1."""
+    cross_validated: int = 0
+    """Training images among the `n`, each scored by a model that had not seen it; the others are validation images."""
 
     @property
     def few(self) -> bool:
@@ -60,6 +62,13 @@ class Thresholds:
         """
         inside = self.accepted - (self._scores - 1)
         return float(betaincinv(inside, self.n + 1 - inside, 0.025)) if inside > 0 else 0.0
+
+    @property
+    def chosen_on(self) -> str:
+        """The images that chose the thresholds, in words."""
+        if not self.cross_validated:
+            return "validation images"
+        return f"images ({self.n - self.cross_validated:,} of validation, {self.cross_validated:,} cross-validated)"
 
     @property
     def _scores(self) -> int:
@@ -79,6 +88,7 @@ class Thresholds:
             "n": self.n,
             "accepted": self.accepted,
             "target": self.target,
+            "cross_validated": self.cross_validated,
         }
 
 

@@ -20,8 +20,9 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
                     class scale and offset of its logit, and the threshold from which on it is given (null: never)
     unknown         null, or how unknown images are recognized: metric and k of the distance, references and features
                     (shape of the tensor `unknown.references`, float16), thresholds (distance, probability, and n,
-                    accepted and target of the images that chose them), and what was measured then; of small images
-                    thumbnails (rows of the tensor `unknown.thumbnails`) and thumbnail_scale
+                    accepted and target of the images that chose them, cross_validated of which trained the model), and
+                    what was measured then; of small images thumbnails (rows of the tensor `unknown.thumbnails`) and
+                    thumbnail_scale
     metrics         figures with their counts, by split
     data            source, kind, counts by split, fingerprint; forgotten: what `linnaeus forget` removed, a list of
                     images (number), counts by split, and the SHA-256 of their hashes; no names

@@ -83,6 +83,7 @@ class UnknownThresholds(Entry):
     n: Count
     accepted: Count
     target: Share
+    cross_validated: Count = 0
 
 
 class Unknown(Entry):

@@ -44,6 +44,7 @@ def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | No
         "probability": typeset_percent(limits.probability, 1),
         "target": typeset_percent(limits.target),
         "few": limits.few,
+        "chosen_on": limits.chosen_on,
         "assured": typeset_percent(limits.assured),
         "accepted": [
             (SPLITS.get(split, split), known["accepted"], known["n"], typeset_percent(known["share"], 1))

@@ -37,7 +37,13 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     thumbnails, outputs = with_thumbnails(prepared, features, _outputs(prepared, network, references))
     evaluation = FinalEvaluation(outputs, candidates, unseen)
     evaluation.recognition = recognition(
-        features, references, thumbnails, evaluation.calibrated, header.classes, unseen
+        features,
+        references,
+        thumbnails,
+        evaluation.calibrated,
+        evaluation.calibration.temperature,
+        header.classes,
+        unseen,
     )
     return evaluation
 

@@ -20,6 +20,7 @@ from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
 from linnaeus.text import fraction, fraction_range, percent
+from linnaeus.training.finish.cross_validated import cross_validated_thresholds
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
@@ -43,6 +44,8 @@ class TrainingFeatures:
     """Whether the stages that compute them were trained in this run, on all classes."""
     images: np.ndarray
     """(n,): the images, as indices of the training samples."""
+    groups: np.ndarray | None
+    """(n,): images of a group belong together; None where each stands alone."""
 
 
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
@@ -68,14 +71,15 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
         return None
     chosen = balanced_sample(samples.labels, most)
     labels = samples.labels[chosen]
+    groups = None if samples.groups is None else samples.groups[chosen]
     if stored is not None:
         values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
-        return TrainingFeatures(values, labels, False, chosen)
+        return TrainingFeatures(values, labels, False, chosen, groups)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
     features = answer(
         network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
     )
-    return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen)
+    return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen, groups)
 
 
 def sample_size(width: int) -> int:
@@ -131,7 +135,7 @@ class Recognition:
     def line(self) -> str:
         """A line for the terminal; the report has the thresholds and the figures of each class."""
         limits = self.thresholds
-        text = f"{limits.accepted} of {limits.n} validation images are accepted as known"
+        text = f"{limits.accepted:,} of {limits.n:,} {limits.chosen_on} are accepted as known"
         if limits.few:
             target, assured = percent(limits.target, 0), percent(limits.assured, 0)
             text += f" (too few to guarantee {target} of new images; {assured} are sure)"
@@ -181,13 +185,19 @@ def recognition(
     references: np.ndarray | None,
     thumbnails: Thumbnails | None,
     calibrated: dict[str, Outputs],
+    temperature: float,
     classes: tuple[str, ...],
     unseen: np.ndarray | None = None,
 ) -> Recognition:
-    """Thresholds on validation, or on its `unseen` (n,) bool, and what they accept of each split; classes are left out
-    in turn."""
+    """Thresholds, and what they accept of each split; classes are left out in turn.
+
+    Validation chooses the thresholds, or its `unseen` (n,) bool. Where these are too few, and the features were not
+    trained on the training images, cross-validated training images choose as well.
+    """
     valid = calibrated["valid"] if unseen is None else calibrated["valid"].take(unseen)
     thresholds = choose_thresholds(valid.distances, valid.confidence)
+    if thresholds.few and thumbnails is None and features is not None and not features.trained:
+        thresholds = cross_validated_thresholds(features.values, features.labels, features.groups, temperature, valid)
     accepted = {
         split: (int((~thresholds.unknown(outputs.distances, outputs.confidence)).sum()), len(outputs.labels))
         for split, outputs in calibrated.items()
