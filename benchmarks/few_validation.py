@@ -1,8 +1,8 @@
 """Thresholds of unknown images with few validation images: how many new images of the same kinds they accept.
 
-Each draw takes some kinds of SOURCE and some images of each, holds a tenth of these out for validation, solves the head,
-and counts how many of the other images of these kinds are accepted (as they should be), and how many of all other kinds
-(as they should not). The thresholds are chosen on validation alone, or with cross-validated training images.
+Each draw takes some kinds of SOURCE and some images of each, holds out a tenth of these for validation and solves the
+head. It counts how many of the other images of these kinds are accepted, as they should be, and how many of all other
+kinds, as they should not. The thresholds are chosen on validation alone, or with cross-validated training images.
 
     OMP_NUM_THREADS=1 python benchmarks/few_validation.py SOURCE --model BACKBONE [--draws 20]
 """

@@ -1,8 +1,8 @@
 """Thresholds of unknown images where validation is small: most of the images that choose them are training images.
 
 The lowest probability and the largest distance of 20 images are a matter of chance: as thresholds, they may reject a
-third of the new images of the same kinds. Cross-validation scores each training image by a head and by references that have not seen it, as in
-Barber et al. 2021, Predictive inference with the jackknife+ (CV+, section 3).
+third of the new images of the same kinds. Cross-validation scores each training image by a head and by references that
+have not seen it, as in Barber et al. 2021, Predictive inference with the jackknife+ (CV+, section 3).
 """
 
 from __future__ import annotations
