@@ -6,6 +6,7 @@ of the two images decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -105,34 +106,45 @@ def _same_tint(statistics: ImageStatistics, pairs: np.ndarray) -> np.ndarray:
 
 def _exact_pairs(statistics: ImageStatistics) -> np.ndarray:
     """(k, 2) int64: the first of several images with the same decoded pixels, and each later one."""
-    first: dict[bytes, int] = {}
-    pairs = []
-    for i in statistics.readable.tolist():
-        earlier = first.setdefault(statistics.rows["digest"][i].tobytes(), i)
-        if earlier != i:
-            pairs.append((earlier, i))
-    return np.array(pairs, np.int64).reshape(-1, 2)
+    samples = statistics.readable
+    _, first, number = np.unique(statistics.rows["digest"][samples], axis=0, return_index=True, return_inverse=True)
+    pairs = np.stack([samples[first[number.reshape(-1)]], samples], 1)
+    return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
 def _pairs_by_hash(statistics: ImageStatistics, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (k, 2) within SEARCH_RADIUS, their smallest hash distance (k,) and the correlation of their pixels (k,)."""
-    windows = statistics.rows["windows"][samples][:, :KNOWN_WINDOWS, 0]
+    windows = statistics.hashes("windows", samples, np.s_[:, :KNOWN_WINDOWS, 0]).reshape(-1)
     # Copies may be mirrored and turned.
-    queries = statistics.rows["turned"][samples][:, :ORIENTATIONS, 0].T.reshape(-1)
-    query, entry, bits = hamming_neighbors(windows.reshape(-1), queries, SEARCH_RADIUS, CROWDED)
-    orientation, whole = np.divmod(query, max(1, len(samples)))
+    queries = statistics.hashes("turned", samples, np.s_[:, :ORIENTATIONS, 0]).T.reshape(-1)
+    pairs, bits, window, orientation, swapped = _closest_matches(windows, queries, len(samples))
+    # The first image of a pair has the window, the second one is the whole.
+    directed = samples[np.where(swapped[:, None], pairs[:, ::-1], pairs)]
+    starts = np.empty((len(pairs), 1, 5), np.float32)
+    for k, (width, height) in enumerate(statistics.rows[["width", "height"]][directed[:, 0]]):
+        starts[k] = frame_of_window(windows_of(int(width), int(height))[window[k]], int(orientation[k]))
+    return samples[pairs], bits, compare_pairs(statistics.thumbnails, directed, starts)
+
+
+def _closest_matches(windows: np.ndarray, queries: np.ndarray, n: int) -> tuple[np.ndarray, ...]:
+    """Of each pair of n images the match of a window with a whole image that has the smallest hash distance.
+
+    Hashes of the windows of each image, and of all images in each orientation -> pairs (k, 2), distances, windows,
+    orientations (k,), and whether the lower one of the pair is the whole image, (k,) bool. Images of little detail give
+    very many matches, so each is one number, whose parts are in the order by which matches are preferred.
+    """
+    query, entry, bits = hamming_neighbors(windows, queries, SEARCH_RADIUS, CROWDED)
+    orientation, whole = np.divmod(query, max(1, n))
     owner, window = np.divmod(entry, KNOWN_WINDOWS)
     different = owner != whole
-    order = np.argsort(bits[different], kind="stable")
-    owner, whole, window, orientation, bits = (x[different][order] for x in (owner, whole, window, orientation, bits))
-    pairs = np.stack([np.minimum(owner, whole), np.maximum(owner, whole)], 1)
-    _, first = np.unique(pairs, axis=0, return_index=True)  # of each pair the match with the smallest distance
-    directed = samples[np.stack([owner[first], whole[first]], 1)]
-    sizes = statistics.rows[["width", "height"]][directed[:, 0]].tolist()
-    matches = zip(sizes, window[first].tolist(), orientation[first].tolist(), strict=True)
-    starts = [[frame_of_window(windows_of(*size)[w], k)] for size, w, k in matches]
-    score = compare_pairs(statistics.thumbnails, directed, np.array(starts, np.float32).reshape(-1, 1, 5))
-    return np.sort(directed, axis=1), bits[first], score
+    sizes = (max(1, n), max(1, n), SEARCH_RADIUS + 1, ORIENTATIONS, 2, KNOWN_WINDOWS)
+    lower, higher = np.minimum(owner, whole), np.maximum(owner, whole)
+    matches = np.ravel_multi_index((lower, higher, bits, orientation, whole > owner, window), sizes)[different]
+    matches.sort()
+    pair = matches // math.prod(sizes[2:])
+    matches = matches[np.flatnonzero(np.diff(pair, prepend=-1))]
+    lower, higher, bits, orientation, whole_is_higher, window = np.unravel_index(matches, sizes)
+    return np.stack([lower, higher], 1), bits, window, orientation, whole_is_higher == 0
 
 
 def _pairs_by_vector(

@@ -89,7 +89,7 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
     result = check_table(table, weights="stored", console=console, builder=builder)
     warnings = summary_lines(result.findings)
     leaked = leaks(table, result.duplicates.groups(EXACT, COPY))
-    hashes = RunHashes.of(result.statistics.rows, table.split)
+    hashes = RunHashes.of(result.statistics, table.split)
     return Inspection(result.to_dict(), warnings, _where(table) if warnings else "", leaked, hashes)
 
 

@@ -240,9 +240,9 @@ class ImagesOfClasses:
     def among(self, table: Table) -> np.ndarray:
         """(n,) bool: the images of a table that are among them, or look like altered copies of them."""
         found = held_in(self.contents, table)
-        rows = statistics_of_table(table)
+        statistics = statistics_of_table(table)
         for known in self.looks:
-            found |= known.copies(rows, "test", {"train": self.contents})
+            found |= known.copies(statistics, "test", {"train": self.contents})
         return found
 
 

@@ -28,7 +28,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.membership import NONE, Membership
 from linnaeus.inference.source import LabeledImages
 from linnaeus.modelfile.safetensors import ModelFile
-from linnaeus.stores.image_statistics import compute_statistics
+from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 
 HASH = "difference/128"
 BUDGET = 2_000_000  # bytes of all hashes, as of the references for unknown images
@@ -50,9 +50,10 @@ class PerceptualHashes:
     """(m, 2) uint8: the shares of red and green, of 255."""
 
     @classmethod
-    def of(cls, rows: np.ndarray, windows: int = ALL_WINDOWS) -> PerceptualHashes:
-        """Of rows (m,) of STATISTICS."""
-        return cls(rows["windows"][:, :windows], np.rint(255 * rows["tint"][:, :2]).astype(np.uint8))
+    def of(cls, statistics: ImageStatistics, samples: np.ndarray, windows: int = ALL_WINDOWS) -> PerceptualHashes:
+        """Of the images `samples` (m,)."""
+        tint = statistics.rows["tint"][samples, :2]
+        return cls(statistics.hashes("windows", samples, np.s_[:, :windows]), np.rint(255 * tint).astype(np.uint8))
 
     @property
     def colors(self) -> np.ndarray:
@@ -85,13 +86,14 @@ class RunHashes:
     """By split, (k,) uint64 in ascending order: hashes of the pixels of the images that have no such hash."""
 
     @classmethod
-    def of(cls, rows: np.ndarray, splits: np.ndarray) -> RunHashes:
-        """From rows (n,) of STATISTICS and the split (n,) of each image, as many windows as fit the budget."""
+    def of(cls, statistics: ImageStatistics, splits: np.ndarray) -> RunHashes:
+        """From the statistics and the split (n,) of each image, as many windows as fit the budget."""
+        rows = statistics.rows
         chosen = {split: np.flatnonzero((splits == split) & hashable(rows)) for split in SPLITS[:2]}
         pixels = {s: np.unique(rows["pixels"][(splits == s) & (rows["pixels"] != UNKNOWN)]) for s in SPLITS[:2]}
         n = sum(map(len, chosen.values()))
         windows = next((k for k in (ALL_WINDOWS, 1) if n * (16 * k + 2) <= BUDGET), 0)
-        hashes = {split: PerceptualHashes.of(rows[kept], windows) for split, kept in chosen.items()} if windows else {}
+        hashes = {s: PerceptualHashes.of(statistics, kept, windows) for s, kept in chosen.items()} if windows else {}
         return cls(hashes, windows, pixels if 6 * sum(map(len, pixels.values())) <= BUDGET else {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,28 +118,36 @@ class RunHashes:
             raise UserError(f"{path}: its perceptual hashes are damaged ({error}); get a fresh copy") from None
         return cls(splits, windows, pixels)
 
-    def copies(self, rows: np.ndarray, split: str, contents: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """(n,) bool: of rows (n,) of STATISTICS, the images that look like a copy of one in a split before `split`.
+    def copies(
+        self,
+        statistics: ImageStatistics,
+        split: str,
+        contents: Mapping[str, np.ndarray] | None = None,
+        among: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(n,) bool: the images, of all or `among` (k,), that look like a copy of one in a split before `split`.
 
         `contents` has more hashes by split, (k,) uint64: those of a run whose source held arrays are of pixels.
         """
-        found = np.zeros(len(rows), bool)
-        samples = np.flatnonzero(hashable(rows))
+        among = np.arange(len(statistics)) if among is None else among
+        rows = statistics.rows[among]
+        found = np.zeros(len(statistics), bool)
+        samples = among[hashable(rows)]
         for earlier in SPLITS[: SPLITS.index(split)]:
             known = [hashes[earlier] for hashes in (self.pixels, contents or {}) if earlier in hashes]
-            found |= np.isin(rows["pixels"], np.concatenate([*known, NONE])) & (rows["pixels"] != UNKNOWN)
+            found[among] |= np.isin(rows["pixels"], np.concatenate([*known, NONE])) & (rows["pixels"] != UNKNOWN)
             if earlier in self.splits and len(samples):
-                found[samples] |= _like_any(self.splits[earlier], rows[samples])
+                found[samples] |= _like_any(self.splits[earlier], statistics, samples)
         return found
 
 
-def _like_any(known: PerceptualHashes, rows: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether each of rows (n,) of STATISTICS is within RADIUS of one of the images `known`."""
-    n, colors, k = len(rows), rows["tint"], known.windows.shape[1]
-    whole = rows["turned"].transpose(1, 0, 2).reshape(-1, 2)
+def _like_any(known: PerceptualHashes, statistics: ImageStatistics, samples: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether each of the images `samples` (n,) is within RADIUS of one of the images `known`."""
+    n, colors, k = len(samples), statistics.rows["tint"][samples], known.windows.shape[1]
+    whole = statistics.hashes("turned", samples).transpose(1, 0, 2).reshape(-1, 2)
     query, entry = _close(known.windows.reshape(-1, 2), whole)
     one = query % n, entry // k  # the image, turned or mirrored, is a part of a known one
-    query, entry = _close(known.windows[:, 0], rows["windows"].reshape(-1, 2))
+    query, entry = _close(known.windows[:, 0], statistics.hashes("windows", samples).reshape(-1, 2))
     other = query // ALL_WINDOWS, entry  # or a known one is a part of the image
     found = np.zeros(n, bool)
     for image, of in (one, other):
@@ -160,13 +170,13 @@ def comparable(table: Table) -> bool:
     return table.images is None and (members is None or (members.local and len(members) <= MOST_IN_SHARDS))
 
 
-def statistics_of_table(table: Table) -> np.ndarray:
-    """(n,) STATISTICS of images, each decoded once and then cached; of small arrays only the hash of the pixels."""
+def statistics_of_table(table: Table) -> ImageStatistics:
+    """The statistics of images, each decoded once and then cached; of small arrays only the hash of the pixels."""
     if table.images is None or min(table.images.shape[1:3]) >= MIN_SIDE:
-        return compute_statistics(table, cache=default_cache()).rows
+        return compute_statistics(table, cache=default_cache())
     rows = np.zeros(len(table), STATISTICS)
     rows["pixels"] = [pixel_hash(image) for image in table.images]
-    return rows
+    return ImageStatistics(rows, {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,19 +198,19 @@ class AlteredCopies:
         membership = Membership.from_dict(about.data.get("contents"), path)
         measured = images.table.select(images.indices)
         if known is not None or about.data.get("kind") in ARRAYS:
-            rows, hashes = statistics_of_table(measured), known or RunHashes({}, 0)
+            statistics, hashes = statistics_of_table(measured), known or RunHashes({}, 0)
             # Validation images of the run look like themselves; only training images count as earlier than they.
             for part in np.unique(images.of_run):
                 rank = part if part in SPLITS[1:] else images.split if images.split in SPLITS else "test"
                 which = np.flatnonzero((images.of_run == part) & (part != "train"))
-                found[which] = hashes.copies(rows[which], rank, {} if membership is None else membership.hashes)
-            if hashes.windows or not hashable(rows).any():
+                found |= hashes.copies(statistics, rank, {} if membership is None else membership.hashes, which)
+            if hashes.windows or not hashable(statistics.rows).any():
                 return cls(found, "")
         # The note needs one image of which copies could be recognized, so most are not decoded for it.
         parts = (
             np.arange(start, min(start + LOOKED_AT, len(measured))) for start in range(0, len(measured), LOOKED_AT)
         )
-        if not any(hashable(statistics_of_table(measured.select(part))).any() for part in parts):
+        if not any(hashable(statistics_of_table(measured.select(part)).rows).any() for part in parts):
             return cls(found, "")
         why = "has no perceptual hashes of" if known is None else "has too many images of training to hold hashes of"
         note = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,17 @@ class Thumbnails:
     stored: StoredRow | None = None
     missing: str = ""
     _decoded: dict[int, np.ndarray | None] = field(default_factory=dict)
-    _index: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.table is not None:
-            self._index = {self.table.sample_id(i): i for i in range(len(self.table))}
+    @cached_property
+    def _name_hashes(self) -> np.ndarray:
+        """(n,) int64: the hashes of the names of all images, since the names themselves may take 100 bytes each."""
+        names = () if self.table is None else map(self.table.sample_id, range(len(self.table)))
+        return np.fromiter(map(hash, names), np.int64)
 
     def find(self, sample: str) -> int | None:
         """The index of an image by its name."""
-        return self._index.get(sample)
+        same = np.flatnonzero(self._name_hashes == hash(sample)).tolist()
+        return next((i for i in same if self.table is not None and self.table.sample_id(i) == sample), None)
 
     def decode(self, indices: Iterable[int]) -> None:
         """Read many images at once, so that `image` has them: from the store, or decoded by several threads."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from linnaeus.errors import UserError
 from linnaeus.files import csv_file
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.runs.parsing import ADVICE, parse_rows, read_csv
+from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows
 
 FIRST = ("sample", "split", "true", "predicted", "group")
 PROBABILITY = "probability of "
@@ -69,15 +70,16 @@ def write_label_predictions(path: Path, rows: Iterable[LabelPredictionRow], clas
 
 def read_label_names(path: Path) -> tuple[str, ...]:
     """The classes that the columns of predictions.csv name."""
-    rows = read_csv(path)
-    return tuple(name.removeprefix(PROBABILITY) for name in (rows[0] if rows else ()) if name.startswith(PROBABILITY))
+    columns = next(csv_rows(path), {})
+    return tuple(name.removeprefix(PROBABILITY) for name in columns if name.startswith(PROBABILITY))
 
 
 def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPredictionRow]:
     """Read predictions.csv of a model with these classes. Raises UserError that names the file and the line."""
-    rows, known = read_csv(path), set(classes)
+    rows, known = csv_rows(path), set(classes)
+    first = next(rows, {})
     wanted = {*FIRST, *(PROBABILITY + name for name in classes)}
-    if not rows or set(rows[0]) != wanted:
+    if set(first) != wanted:
         raise UserError(f"{path}: must have rows with the columns {', '.join(FIRST)} and one for each class; {ADVICE}")
 
     def parse(row: dict[str, str]) -> LabelPredictionRow:
@@ -88,4 +90,4 @@ def read_label_predictions(path: Path, classes: Sequence[str]) -> list[LabelPred
         probabilities = np.array([float(row[PROBABILITY + name]) for name in classes])
         return LabelPredictionRow(row["sample"], row["split"], true, predicted, probabilities, row["group"])
 
-    return parse_rows(path, rows, parse)
+    return parse_rows(path, chain([first], rows), parse)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,17 +35,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows as dictionaries from column name to text."""
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows, one after the other, as dictionaries from column name to text."""
     try:
-        rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-        # A row that is too long or too short has a list or None in place of a text.
-        return [{k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+        with path.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
+            for row in csv.DictReader(file, strict=True):
+                # A row that is too long or too short has a list or None in place of a text.
+                yield {k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {ADVICE}") from None
     except csv.Error as error:
         raise UserError(f"{path}: is not valid CSV ({error}); {ADVICE}") from None
 
 
-def parse_rows(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, str]], Row]) -> list[Row]:
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """All rows of `csv_rows`: some hundred bytes each, for files that do not grow with the images."""
+    return list(csv_rows(path))
+
+
+def parse_rows(path: Path, rows: Iterable[dict[str, str]], parse: Callable[[dict[str, str]], Row]) -> list[Row]:
     """`rows` of a file as `parse` reads them. Raises UserError that names the line of a row that it cannot read."""
     parsed = []
     for number, row in enumerate(rows, 2):  # the header is line 1

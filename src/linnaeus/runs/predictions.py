@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import chain
 from pathlib import Path
+from sys import intern
 
 from linnaeus.errors import UserError
 from linnaeus.files import csv_file
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.runs.parsing import ADVICE, parse_rows, read_csv
+from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PredictionRow:
     """What the saved model predicts for one image."""
 
@@ -72,18 +74,19 @@ def write_predictions(path: Path, rows: Iterable[PredictionRow]) -> None:
 
 def read_predictions(path: Path) -> list[PredictionRow]:
     """Read predictions.csv, also of older versions. Raises UserError that names the file and the line."""
-    rows = read_csv(path)
-    if not rows or set(rows[0]) | LATER_COLUMNS != set(COLUMNS):
+    rows = csv_rows(path)
+    first = next(rows, {})
+    if set(first) | LATER_COLUMNS != set(COLUMNS):
         raise UserError(f"{path}: must have rows with the columns {', '.join(COLUMNS)}; {ADVICE}")
-    return parse_rows(path, rows, _parse)
+    return parse_rows(path, chain([first], rows), _parse)
 
 
 def _parse(row: dict[str, str]) -> PredictionRow:
     return PredictionRow(
         sample=row["sample"],
-        split=row["split"],
-        true=row["true"],
-        predicted=row["predicted"],
+        split=intern(row["split"]),  # one text for all rows
+        true=intern(row["true"]),
+        predicted=intern(row["predicted"]),
         probability=float(row["probability"]),
         probability_of_true=float(row["probability_of_true"]),
         group=row.get("group") or "",

@@ -21,7 +21,7 @@ from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
 from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.model_selection import ModelSelection
-from linnaeus.runs.parsing import ADVICE, read_csv, read_json, read_metrics, read_text
+from linnaeus.runs.parsing import ADVICE, csv_rows, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
@@ -137,7 +137,8 @@ def read_run(path: Path) -> RunContents:
     if not (path / MODEL).is_file() or not (path / METRICS).is_file():
         raise no_run(path, f"{MODEL} and {METRICS}")
     model, metrics = read_header(path / MODEL), read_metrics(path)
-    rows, evaluation, several = read_csv(path / SPLIT), path / EVALUATION, model.task == "multi-label"
+    evaluation, several = path / EVALUATION, model.task == "multi-label"
+    labels, splits = _labels_and_splits(path / SPLIT, model)
     run = RunContents(
         path=path,
         model=model,
@@ -148,8 +149,8 @@ def read_run(path: Path) -> RunContents:
         changes=read_json(path / CHANGES) if (path / CHANGES).is_file() else {},
         predictions=_by_split([] if several else _known_predictions(path / PREDICTIONS, model)),
         label_predictions=_by_split(read_label_predictions(path / PREDICTIONS, model.classes) if several else []),
-        labels=_labels(rows, model),
-        splits=np.array([row.get("split", "") for row in rows], "<U5"),
+        labels=labels,
+        splits=splits,
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
         recipe=read_text(path / RECIPE),
         check=read_check(path / CHECK),
@@ -163,15 +164,21 @@ def read_run(path: Path) -> RunContents:
     return run
 
 
-def _labels(rows: list[dict[str, str]], model: ModelFile) -> np.ndarray:
-    """`RunContents.labels` from the rows of split.csv."""
+def _labels_and_splits(path: Path, model: ModelFile) -> tuple[np.ndarray, np.ndarray]:
+    """`RunContents.labels` and `splits` from split.csv, whose rows are not kept."""
+    several, known = model.task == "multi-label", dict[str, str]()
     position = {label: i for i, label in enumerate(model.classes)}
-    if model.task != "multi-label":
-        return np.array([position.get(row.get("label", ""), -1) for row in rows], np.int64)
-    labels = np.zeros((len(rows), len(model.classes)), bool)
-    for i, row in enumerate(rows):
-        labels[i, [position[name] for name in row.get("labels", "").split("|") if name in position]] = True
-    return labels
+    labels, splits = list[Any](), list[str]()
+    for row in csv_rows(path):
+        split = row.get("split", "")
+        splits.append(known.setdefault(split, split))  # one text for all rows
+        if several:
+            names = row.get("labels", "").split("|")
+            labels.append(np.isin(np.arange(len(position)), [position[name] for name in names if name in position]))
+        else:
+            labels.append(position.get(row.get("label", ""), -1))
+    indices = np.array(labels, bool).reshape(-1, len(position)) if several else np.array(labels, np.int64)
+    return indices, np.array(splits, "<U5")
 
 
 def _known_predictions(path: Path, model: ModelFile) -> list[PredictionRow]:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.lib import format
@@ -41,8 +42,10 @@ VERSION = 7
 CHUNK = 4096  # rows in memory at once, 5 MB
 ROWS, FAILED = "looks.npy", "failed.json"
 
-IN_MEMORY = np.dtype([(name, STATISTICS[name]) for name in STATISTICS.names or () if name != "gray"])
-"""A row without its thumbnail, which is most of it."""
+IN_FILE = ("gray", "windows", "turned")
+"""Columns that are read from the file where they are needed: 1,472 of the 1,543 bytes of a row."""
+IN_MEMORY = np.dtype([(name, STATISTICS[name]) for name in STATISTICS.names or () if name not in IN_FILE])
+"""A row without the columns IN_FILE."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,14 @@ class StatisticsFile:
     def load(self) -> np.ndarray:
         """(n,) of IN_MEMORY."""
         rows = np.empty(self.length, IN_MEMORY)
-        for first in range(0, self.length, 4096):
-            rows[first : first + 4096] = self.map()[first : first + 4096][list(IN_MEMORY.names or ())]
+        for first in range(0, self.length, CHUNK):
+            rows[first : first + CHUNK] = self.map()[first : first + CHUNK][list(IN_MEMORY.names or ())]
         return rows
+
+    def read(self, name: str, samples: np.ndarray, part: Any) -> np.ndarray:
+        """Column `name` of the rows `samples` (k,), indexed by `part`. Reads a chunk at a time."""
+        starts = range(0, max(1, len(samples)), CHUNK)
+        return np.concatenate([self.map()[name][part][samples[first : first + CHUNK]] for first in starts])
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class ImageStatistics:
     """Statistics of the n images of a table."""
 
     rows: np.ndarray
-    """(n,) of STATISTICS, or of IN_MEMORY if the thumbnails are in `file`."""
+    """(n,) of STATISTICS, or of IN_MEMORY if the rest is in `file`."""
     failed: Mapping[int, ReadFailure]
     """Sample -> why it could not be read."""
     file: StatisticsFile | None = None
@@ -102,6 +110,10 @@ class ImageStatistics:
     def thumbnails(self, samples: np.ndarray) -> np.ndarray:
         """Samples (k,) -> (k, SIDE, SIDE) uint8."""
         return self.full_rows()["gray"][samples]
+
+    def hashes(self, name: str, samples: np.ndarray, part: Any = ()) -> np.ndarray:
+        """Samples (k,) -> their `windows` or `turned` (k, hashes, 2) uint64, or the `part` of it, as an index."""
+        return self.rows[name][part][samples] if self.file is None else self.file.read(name, samples, part)
 
     @property
     def readable(self) -> np.ndarray:

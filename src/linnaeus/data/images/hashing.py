@@ -10,6 +10,8 @@ images, so the whole image has a hash for each of its eight orientations.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -46,6 +48,7 @@ FLAT = 12.0  # range of gray levels below which a hash is noise
 BITS = 64
 MANY = 1 << 20  # entries from which three wide bands are cheaper than four narrow ones
 WORKING = 96  # side of the image from which the windows are cut, in pixels
+QUERIES = 1 << 16  # queries at once; some arrays are as large
 AT_ONCE = 1 << 17  # pairs compared at once; a few MB fit the processor's cache
 CROWDED = 20  # times the average count from which a band value is uninformative
 
@@ -133,26 +136,35 @@ def hamming_neighbors(
     # Few bands are more selective, and pay off where there are many hashes.
     bands = bands or (4 if len(database) < MANY else 3)
     cuts = [BITS * k // bands for k in range(bands + 1)]
-    matches: list[np.ndarray] = []
+    found = array("q")  # compact: there may be a million steps that give a few pairs each, or none
     for start, stop in pairwise(cuts):
-        width = stop - start
-        mask = np.uint64((1 << width) - 1)
-        keys, values = (((hashes >> np.uint64(start)) & mask).astype(np.int64) for hashes in (queries, database))
-        band = _Band.of(values, width)
-        if crowded is not None:
-            # A value that very many hashes share says nothing and costs most of the time.
-            band.sizes[band.sizes > max(2000, crowded * len(database) / (1 << width))] = 0
-        # By the pigeonhole principle, close hashes differ in at most radius / bands bits of some band.
-        for k in range(radius // bands + 1):
-            for bits in combinations(range(width), k):
-                flip = sum(1 << bit for bit in bits)
-                matches += band.matches(database, queries, keys ^ flip, radius)
-    if not matches:
-        empty = np.zeros(0, np.int64)
-        return empty, empty, empty
-    pairs = np.unique(np.concatenate(matches))  # a pair may agree in several bands
-    query, entry = np.divmod(pairs, len(database))
+        for pairs in _band_matches(database, queries, start, stop - start, radius // bands, radius, crowded):
+            found.frombytes(pairs.tobytes())
+    unique = np.unique(np.frombuffer(found, np.int64))  # a pair may agree in several bands
+    query, entry = np.divmod(unique, max(1, len(database)))
     return query, entry, np.bitwise_count(queries[query] ^ database[entry]).astype(np.int64)
+
+
+def _band_matches(
+    database: np.ndarray, queries: np.ndarray, start: int, width: int, changes: int, radius: int, crowded: float | None
+) -> Iterator[np.ndarray]:
+    """Pairs within the radius, as query * m + entry, that agree in `width` bits from `start` on, except `changes`."""
+    band = _Band.of(_bits(database, start, width), width)
+    if crowded is not None:
+        # A value that very many hashes share says nothing and costs most of the time.
+        band.most = max(2000, int(crowded * len(database) / (1 << width)))
+    # By the pigeonhole principle, close hashes differ in at most radius / bands bits of some band.
+    flips = [sum(1 << bit for bit in bits) for k in range(changes + 1) for bits in combinations(range(width), k)]
+    # In blocks, because each of a dozen arrays would be as large as all queries.
+    for first in range(0, len(queries), QUERIES):
+        keys = _bits(queries[first : first + QUERIES], start, width)
+        for flip in flips:
+            yield from band.matches(database, queries, keys ^ flip, first, radius)
+
+
+def _bits(hashes: np.ndarray, start: int, width: int) -> np.ndarray:
+    """(n,) int32: `width` bits of each hash (n,), from bit `start` on."""
+    return ((hashes >> np.uint64(start)) & np.uint64((1 << width) - 1)).astype(np.int32)
 
 
 @dataclass
@@ -160,22 +172,28 @@ class _Band:
     """The database entries sorted by their value in one band."""
 
     order: np.ndarray
-    """(m,) int64: entries by value."""
+    """(m,) int32: entries by value."""
     starts: np.ndarray
-    """(values + 1,) int64: where the entries of each value start in `order`."""
-    sizes: np.ndarray
-    """(values,) int64: number of entries that are looked up for each value."""
+    """(values + 1,) int32: where the entries of each value start in `order`."""
+    most: int
+    """Values with more entries are not looked up."""
 
     @classmethod
     def of(cls, values: np.ndarray, width: int) -> _Band:
-        order = np.argsort(values, kind="stable")
-        starts = np.searchsorted(values[order], np.arange((1 << width) + 1))
-        return cls(order, starts, np.diff(starts))
+        order = np.argsort(values, kind="stable").astype(np.int32)
+        starts = np.zeros((1 << width) + 1, np.int32)
+        np.cumsum(np.bincount(values, minlength=1 << width), out=starts[1:])
+        return cls(order, starts, len(values))
 
-    def matches(self, database: np.ndarray, queries: np.ndarray, keys: np.ndarray, radius: int) -> list[np.ndarray]:
-        """Pairs within the radius, as query * m + entry, among those whose band value is the query's key."""
-        counts = self.sizes[keys]
-        pairs = []
+    def matches(
+        self, database: np.ndarray, queries: np.ndarray, keys: np.ndarray, shift: int, radius: int
+    ) -> Iterator[np.ndarray]:
+        """Pairs within the radius, as query * m + entry, among those whose band value is the query's key.
+
+        `keys` (k,) are those of the queries from number `shift` on.
+        """
+        counts = self.starts[keys + 1] - self.starts[keys]
+        counts[counts > self.most] = 0
         ends = np.cumsum(counts)
         first = 0
         while first < len(keys):
@@ -183,10 +201,9 @@ class _Band:
             before = ends[first - 1] if first else 0
             last = max(first + 1, int(np.searchsorted(ends, before + AT_ONCE, side="right")))
             some = counts[first:last]
-            query = np.repeat(np.arange(first, last), some)
+            query = np.repeat(np.arange(first + shift, last + shift), some)
             offset = np.arange(len(query)) - np.repeat(np.cumsum(some) - some, some)
             entry = self.order[np.repeat(self.starts[keys[first:last]], some) + offset]
             close = np.bitwise_count(queries[query] ^ database[entry]) <= radius
-            pairs.append(query[close] * len(database) + entry[close])
+            yield query[close] * len(database) + entry[close]  # int64, as the queries are
             first = last
-        return pairs

@@ -23,7 +23,7 @@ from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.ownership import is_in_progress
-from linnaeus.runs.parsing import read_csv
+from linnaeus.runs.parsing import csv_rows
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
@@ -90,8 +90,7 @@ def _warn_of_altered_copies(old: SolvedRun, after: Table, gone: np.ndarray, cons
     except UserError:  # an image is gone
         return
     # Without the cache, from which the forgotten images are removed.
-    rows = compute_statistics(forgotten, cache=None).rows
-    looks = RunHashes.of(rows, np.full(len(rows), "train"))
+    looks = RunHashes.of(compute_statistics(forgotten, cache=None), np.full(len(forgotten), "train"))
     found = np.flatnonzero(looks.copies(statistics_of_table(after), "test"))
     if len(found):
         console.warn(
@@ -121,13 +120,11 @@ def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
 
 def _contents(old: SolvedRun) -> np.ndarray:
     """(n,) uint64: the content hashes of the images: those of split.csv, else of the files."""
-    rows = read_csv(old.path / SPLIT)
-    texts = [row.get("content") or "" for row in rows]
     folder = old.path.absolute()
     return np.array(
         [
-            int(text, 16) if text else content_hash(str(folder / row["path"]))
-            for text, row in zip(texts, rows, strict=True)
+            int(text, 16) if (text := row.get("content")) else content_hash(str(folder / row["path"]))
+            for row in csv_rows(old.path / SPLIT)
         ],
         np.uint64,
     )
