@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import GRAY, SIDE, mini, write_images, write_recipe
+from tiny import GRAY, SIDE, mini, write_images, write_label_sets, write_recipe
 
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Prediction, load
@@ -20,7 +20,10 @@ from linnaeus.inference.writers import open_writer
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 
 CLASSES = ("0", "1", "2")
-NOTICE = 'no threshold keeps wrong answers to 2 % or fewer, so this model answers "unsure" to every image'
+NOTICE = (
+    'no threshold keeps wrong answers to 2 % or fewer, so this model answers "unsure" to every image; train with more '
+    "images, or allow more errors (--set error=0.1)"
+)
 CALIBRATION = {
     "temperature": 1.0,
     "split": "valid",
@@ -69,6 +72,20 @@ def test_train_says_so_first_and_once(tmp_path: Path, say):
     (place,) = [k for k, line in enumerate(lines) if NOTICE in line]
     assert lines[place] == f"unsure    {NOTICE}"
     assert place < next(k for k, line in enumerate(lines) if line.startswith("valid "))
+
+
+def test_a_recipe_allows_more_errors(tmp_path: Path, say):
+    """The share goes into the rule of the model; it means nothing where images have several labels."""
+    images, recipe = write_images(tmp_path / "images", each=12), write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    said = say("train", images, "--recipe", recipe, "--set", "error=0.9", "--out", tmp_path / "run", "--device", "cpu")
+    assert "(90 % are allowed; " in said.out
+    calibration = load(tmp_path / "run").calibration
+    assert calibration is not None
+    assert (calibration.rule.target_risk, calibration.rule.threshold) == (0.9, 0)
+    several = write_label_sets(tmp_path / "several")
+    refused = say("train", several, "--recipe", recipe, "--set", "error=0.1", "--out", tmp_path / "no")
+    assert refused.status == 2
+    assert refused.err.startswith("error: error = 0.1 needs one label per image")
 
 
 def test_a_probability_that_is_not_a_number_is_unsure():

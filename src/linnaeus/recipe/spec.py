@@ -209,6 +209,8 @@ class Recipe(Strict):
     best: Literal["accuracy", "balanced_accuracy", "loss", "map"] = "accuracy"
     """Validation metric that selects the best epoch; ties go to the lower loss. `map`, mean average precision, takes
     the place of `accuracy` if images may have several labels."""
+    error: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of wrong answers that is allowed among the images that the model is sure of; without it, 0.02."""
     label_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """For several labels per image: the threshold of each label is the lowest probability that reaches this precision
     on validation. Without it, it is the one with the largest F1."""

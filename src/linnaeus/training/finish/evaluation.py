@@ -38,6 +38,7 @@ from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.selective import TARGET_RISK
 from linnaeus.runs import predictions
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
@@ -118,13 +119,20 @@ def summary_split(assessments: Assessments) -> tuple[str, str]:
 class FinalEvaluation:
     """A calibration fitted on validation, and the metrics of every split with it."""
 
-    def __init__(self, outputs: dict[str, Outputs], candidates: int, unseen: np.ndarray | None = None):
+    def __init__(
+        self,
+        outputs: dict[str, Outputs],
+        candidates: int,
+        unseen: np.ndarray | None = None,
+        target_risk: float = TARGET_RISK,
+    ):
         """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
 
-        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration.
+        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration. `target_risk` is the
+        share of wrong answers that is allowed among the images that the model is sure of.
         """
         self.unseen = unseen
-        self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates)
+        self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates, target_risk)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         # Validation fitted the calibration, so its calibrated metrics are cross-fitted.

@@ -11,6 +11,7 @@ from linnaeus.inference.feature_batches import feature_batches
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import network_scores
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.selective import TARGET_RISK
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
 from linnaeus.stores.frozen import stored
@@ -35,7 +36,7 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     features = training_features(prepared, network, streams)
     references = references_of(features)
     thumbnails, outputs = with_thumbnails(prepared, features, _outputs(prepared, network, references))
-    evaluation = FinalEvaluation(outputs, candidates, unseen)
+    evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK)
     evaluation.recognition = recognition(
         features,
         references,

@@ -22,6 +22,8 @@ def for_task(recipe: Recipe, table: Table, console: Console) -> Recipe:
                 f"{table.source} has one per image; leave it out"
             )
         return recipe
+    if recipe.error is not None:
+        raise UserError(f"error = {recipe.error:g} {WHY}; label_precision sets how often each label is right")
     if recipe.best == "balanced_accuracy":
         raise UserError(f'best = "balanced_accuracy" {WHY}; use map or loss')
     for number, phase in enumerate(recipe.phase, start=1):
