@@ -13,13 +13,17 @@ from tiny import write_tiny_model
 
 import linnaeus
 from linnaeus.errors import JobError, UserError, did_you_mean_run, exhausted
+from linnaeus.files import read_object
+from linnaeus.inference.resume import read_existing
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import model_path, read_header
+from linnaeus.models.backbones.hub import read_folder
 from linnaeus.models.weights.files import read_weights
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.compared_run import read_compared_predictions
 from linnaeus.runs.parsing import read_json
-from linnaeus.runs.reader import read_run
+from linnaeus.runs.reader import read_check, read_run
+from linnaeus.sweeps.run import record_description
 from linnaeus.training.derived.solved_run import SolvedRun
 
 
@@ -125,6 +129,25 @@ def test_a_process_without_memory_or_threads_says_so(
     said = say("check", tmp_path)
     assert (said.status, said.err) == (1, f"error: out of {lack}; close other programs, or allow this one more\n")
     assert exhausted(RuntimeError("a mistake of ours")) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("metrics.json", read_json),
+        ("check.json", read_check),
+        ("config.json", lambda path: read_folder(path.parent)),
+        ("model.safetensors.index.json", read_weights),
+        ("answers.jsonl", lambda path: read_existing(path, "jsonl", 1)),
+        ("sweep.json", lambda path: record_description(path.parent, {}, "images")),
+    ],
+)
+def test_json_that_is_nested_too_deeply_is_one_line(name: str, read: Callable[[Path], object], tmp_path: Path):
+    (tmp_path / name).write_text('{"path":' * 100_000 + "1" + "}" * 100_000 + "\n")
+    with pytest.raises(UserError, match=f"{name}:") as caught:
+        read(tmp_path / name)
+    assert len(str(caught.value).splitlines()) == 1
+    assert read_object(tmp_path / name) == {}
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\udcff", "x" * 300, "y/" * 3000])

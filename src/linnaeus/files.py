@@ -239,7 +239,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file that can be made anew; empty if there is no such file or it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -182,7 +182,7 @@ def _parse_json(path: Path, line: str, top: int, several: bool) -> WrittenPredic
         classes = len(values["top"])
         best: dict[str, Any] = values["top"][0] if classes else {"class": "", "probability": 0.0}
         written = WrittenPrediction(values["path"], values["error"] or "", best["class"], float(best["probability"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _foreign(path, "a line that is not a prediction") from None
     if ("labels" in values) != several:
         raise _foreign(path, f"predictions with {'one label' if several else 'several labels'} per image")

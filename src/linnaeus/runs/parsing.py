@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise UserError(f"{path}: is not valid JSON ({error}); {ADVICE}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; {ADVICE}")

@@ -215,7 +215,7 @@ def read_check(path: Path) -> RecordedCheck | None:
             }
             for finding in listed
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not the output of a check ({type(error).__name__}: {error}); run `linnaeus check --json` again"
         ) from None

@@ -108,7 +108,7 @@ def record_description(folder: Path, description: dict[str, Any], source: str) -
     try:
         existing = json.loads(path.read_text(encoding="utf-8"))
         existing.pop("path", None)  # the same data may have moved
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); choose another --out") from None
     # Through JSON, so that tuples and lists compare equal.
     changes = change_lines(existing, json.loads(json.dumps(description)))

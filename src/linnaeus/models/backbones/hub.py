@@ -128,7 +128,7 @@ def _license(entries: Mapping[str, Any]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); get a fresh copy") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__} instead of named values; get a fresh copy")

@@ -137,7 +137,7 @@ def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
         normalization = metadata.get("normalisation")
         mean, std = (None, None) if normalization is None else _parse_normalization(normalization)
         resize, size = (int(metadata[key]) if key in metadata else None for key in ("resize", "size"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot interpret its header ({type(error).__name__}: {error})") from None
     return WeightsInfo(
         metadata.get("arch"),

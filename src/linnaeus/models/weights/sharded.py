@@ -43,7 +43,7 @@ def _weight_map(index: bytes, name: str) -> dict[str, str]:
     try:
         files = json.loads(index)["weight_map"]
         valid = bool(files) and all(re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise UserError(f"{name}: does not say which tensor is in which .safetensors file; get a fresh copy")
