@@ -78,9 +78,10 @@ class Thumbnails:
     def decode(self, indices: Iterable[int]) -> None:
         """Read many images at once, so that `image` has them: from the store, or decoded by several threads."""
         new = sorted({i for i in indices if i not in self._decoded})
-        for i in new if self.stored is not None else ():
-            if (row := self.stored(i)) is not None:
-                self._decoded[i] = self._crop(row)
+        if (stored := self.stored) is not None:
+            for i in new:
+                if (row := stored(i)) is not None:
+                    self._decoded[i] = self._crop(row)
         new = [i for i in new if i not in self._decoded]
         if self.table is None or not new:
             return

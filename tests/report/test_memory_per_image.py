@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report.fabricate import fabricate, write_source
+from fabricate import fabricate, write_source
 
 from linnaeus.check.duplicates import find_duplicates
 from linnaeus.data.images.pixel_statistics import STATISTICS
