@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -98,12 +97,13 @@ def test_a_terminal_breaks_messages_between_words(
         "  epoch 1/2  train loss 2.3",
         "    valid loss 2.3 *  1 s",
     ]
-    monkeypatch.setattr("sys.stdout", Terminal())
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr("sys.stdout", out)
     echo_text("note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %  34 of 35 images")
-    assert sys.stdout.getvalue() == "note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %\n    34 of 35 images\n"
-    monkeypatch.setattr("sys.stderr", Terminal())
+    assert out.getvalue() == "note: a result\n  accuracy  97.1 %  85.5 % to 99.5 %\n    34 of 35 images\n"
+    monkeypatch.setattr("sys.stderr", err)
     echo_error("error: a message that is longer than 40 columns")
-    assert sys.stderr.getvalue() == "error: a message that is longer than 40\n       columns\n"
+    assert err.getvalue() == "error: a message that is longer than 40\n       columns\n"
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue().replace("\r", "\n"))
     assert [row for row in shown.splitlines() if row and "decoding" not in row] == expected
     assert log.getvalue() == f"{line}\n"

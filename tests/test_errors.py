@@ -44,6 +44,7 @@ def test_a_file_that_may_not_be_read_is_not_called_missing_or_damaged(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = write_tiny_model(tmp_path / "model.safetensors").rename(tmp_path / name)
+    read: dict[str, Callable[[Path], object]]
     read = {"model.safetensors": linnaeus.load, "metrics.json": read_json, "recipe.toml": lambda p: load_recipe(str(p))}
     for number, step in ((errno.EACCES, "check its permissions"), (errno.EMFILE, "allow more open files")):
         with monkeypatch.context() as now:

@@ -49,7 +49,7 @@ def folded(line: str, columns: int) -> str:
     label = re.match(r" +|\w+: |\S+ {2,}|[a-z]+ (?<=^.{10})|", line)
     start = label.end() if label and label.end() <= columns // 3 else 0
     indent = " " * (start + 2 if line.startswith(" ") else start)
-    lines = []
+    lines: list[str] = []
     while width(line) > columns:
         end = next(k for k in range(len(line), 0, -1) if width(line[:k]) <= columns)
         first = len(indent) if lines else start

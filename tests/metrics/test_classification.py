@@ -203,17 +203,18 @@ def test_the_interval_of_the_average_precision_contains_it_where_all_answers_are
     found = compute_metrics(Outputs(labels, logits.astype(np.float32)))
     estimate = found["macro_average_precision"]
     assert estimate.ci95 is not None
+    assert estimate.value is not None
     assert estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
 
 
 def test_an_accuracy_that_one_class_alone_has_is_told():
     labels = np.repeat([0, 1], [90, 10])
-    always = figures(Outputs(labels, np.tile(np.float32([1, 0]), (100, 1))))
+    always = figures(Outputs(labels, np.tile(np.array([1, 0], np.float32), (100, 1))))
     assert str(always).endswith("not significantly more than always answering the most frequent class: 90.00 %")
     assert Figures.from_dict(json.loads(json.dumps(always.to_dict()))) == always
     knows = figures(Outputs(labels, np.eye(2, dtype=np.float32)[labels]))
     assert str(knows) == "100.00 % (100 of 100, 95 % interval 96.3 % to 100.0 %)"
-    one = figures(Outputs(labels[:90], np.tile(np.float32([1, 0]), (90, 1))))
+    one = figures(Outputs(labels[:90], np.tile(np.array([1, 0], np.float32), (90, 1))))
     assert "most frequent" not in str(one), "where there is only one class, nothing better exists"
     earlier = {name: value for name, value in always.to_dict().items() if name != "most_frequent"}
     assert "most frequent" not in str(Figures.from_dict(earlier))

@@ -27,6 +27,7 @@ from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.page import write_report
 from linnaeus.runs.reader import read_run
+from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import decode_split
 from linnaeus.theme import style_sheet
 
@@ -195,6 +196,7 @@ def test_only_mistakes_have_heat_maps(run: Path, tmp_path: Path):
 def test_images_of_a_store_are_not_decoded_again(run: Path, tmp_path: Path):
     table = open_source(tmp_path / "source" / "images.csv")
     part = decode_split(table, np.arange(len(table)), read_run(run).model.preprocessing.row_spec, None)
+    assert isinstance(part.store, PixelStore)
     page = page_of(run, table=table)
     shutil.rmtree(tmp_path / "source" / "pictures")
     assert page_of(run, table=table, stored=part.store.read) == page

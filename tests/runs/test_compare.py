@@ -96,7 +96,7 @@ def test_images_of_the_same_name_but_another_content_are_not_compared(tmp_path: 
 
 def test_images_with_copies_in_training_are_voiced(tmp_path: Path):
     runs = [write_run(tmp_path / name, hits(100, 0.8, 0)) for name in "ab"]
-    metrics = {"seconds": {"total": 1}, "test": {"n": 100, "without_leaks": {"n": 70}}}
+    metrics: dict[str, Any] = {"seconds": {"total": 1}, "test": {"n": 100, "without_leaks": {"n": 70}}}
     (runs[1] / "metrics.json").write_text(json.dumps(metrics))
     (warning,) = compare_runs(runs).warnings
     assert warning.startswith(f"{runs[1]}: 30 of its 100 test images were seen in training")

@@ -79,7 +79,8 @@ def test_train_prints_the_intervals_that_evaluate_has():
     outputs = Outputs(labels, (labels + rng.normal(0, 1, (80, 3)) - 0.5).astype(np.float32))
     evaluation = LabelEvaluation({"valid": outputs}, ["a", "b", "c"], None)
     metrics = evaluation.assessments["valid"].metrics
-    stated = [f"{percent(low)} to {percent(high)}" for low, high in (metrics[name].ci95 or () for name in HEADLINE)]
+    intervals = [metrics[name].ci95 or (0.0, 1.0) for name in HEADLINE]
+    stated = [f"{percent(low)} to {percent(high)}" for low, high in intervals]
     line = "interval  valid, 95 %: mAP {}, macro F1 {}, all labels right {}"
     assert evaluation.lines()[0] == line.format(*stated)
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,14 +93,16 @@ def test_small_images_pass_through_the_network_once_at_the_end(
 ):
     batches: list[int] = []
 
-    def counted(network: Network, references: np.ndarray | None, x: torch.Tensor, *more: object) -> Scores:
+    def counted(network: Network, references: np.ndarray | None, x: torch.Tensor, *more: Any) -> Scores:
         batches.append(len(x))
         return network_scores(network, references, x, *more)
 
     monkeypatch.setattr("linnaeus.training.finish.measuring.network_scores", counted)
     monkeypatch.setattr("linnaeus.training.finish.unknown.network_scores", counted, raising=False)
     again = train(run.path.parent / "idx", str(run.path / "recipe.toml"), out=tmp_path / "run", draw=False)
-    assert load(again.path).detector.thumbnails is not None
+    detector = load(again.path).detector
+    assert detector is not None
+    assert detector.thumbnails is not None
     assert sum(batches) == again.valid.n + (again.test.n if again.test else 0)
 
 

@@ -72,7 +72,8 @@ class Figures:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Figures:
         """The inverse of `to_dict`; further keys are ignored."""
-        known = {f.name: values.get(f.name) if f.name in OPTIONAL else values[f.name] for f in fields(cls)}
+        known: dict[str, Any] = {f.name: values.get(f.name) for f in fields(cls) if f.name in OPTIONAL}
+        known |= {f.name: values[f.name] for f in fields(cls) if f.name not in OPTIONAL}
         return cls(**{**known, "accuracy_ci95": tuple(known["accuracy_ci95"])})
 
     def __str__(self) -> str:

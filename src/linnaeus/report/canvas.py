@@ -160,7 +160,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
             return
         pixels = io.BytesIO()
         figure.savefig(pixels, format="rgba", **options)
-        image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), pixels.getbuffer())
+        image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), pixels.getvalue())
         # Opaque everywhere. Zlib that looks for runs only takes a third of the time for photographs, at the same size.
         image.convert("RGB").save(temporary, "PNG", dpi=(DPI, DPI), compress_type=zlib.Z_RLE)
 

@@ -80,8 +80,8 @@ class Thumbnails:
         new = sorted({i for i in indices if i not in self._decoded})
         if (stored := self.stored) is not None:
             for i in new:
-                if (row := stored(i)) is not None:
-                    self._decoded[i] = self._crop(row)
+                if (kept := stored(i)) is not None:
+                    self._decoded[i] = self._crop(kept)
         new = [i for i in new if i not in self._decoded]
         if self.table is None or not new:
             return

@@ -58,9 +58,11 @@ class BoundServer(uvicorn.Server):
         def stop(*_: object) -> None:
             self.should_exit = True
 
+        numbers = [signal.SIGINT, signal.SIGTERM]
         hangup = getattr(signal, "SIGHUP", None)
-        ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
-        for number in (signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])):
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # ignored as under nohup
+            numbers.append(hangup)
+        for number in numbers:
             signal.signal(number, stop)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
