@@ -66,6 +66,17 @@ def test_a_log_has_at_most_a_line_for_every_tenth(
         )
 
 
+def test_one_step_is_no_estimate(monkeypatch: pytest.MonkeyPatch):
+    """The first step has the time in which the model was loaded."""
+    now = 0.0
+    monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    with Console(stream=stream).progress("predicting") as advance:
+        now = 50.0
+        advance(1, 151)
+    assert stream.getvalue() == "predicting: 1 of 151 images (1 %)\n"
+
+
 def test_a_resumed_pass_estimates_by_what_it_has_done_itself(monkeypatch: pytest.MonkeyPatch):
     now = 0.0
     monkeypatch.setattr("linnaeus.console.time.monotonic", lambda: now)

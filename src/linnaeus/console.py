@@ -215,7 +215,7 @@ class Console:
                 yield advance
 
     def _plain(self, description: str, unit: str, every: float = 30.0) -> Advance:
-        started = last = time.monotonic()
+        last = time.monotonic()
         # Speed counts from the third call on: a resumed pass does not begin at nothing, and the first steps are slow.
         first: tuple[int, float] | None = None
         calls = 0
@@ -230,13 +230,11 @@ class Console:
             if now - last < every or share < due or done >= (total or done + 1):
                 return
             last, due = now, share + 0.1 if total else 0.0
-            done_before, since = start if start is not None and now > start[1] else (0, started)
-            speed = (done - done_before) / (now - since)
+            speed = (done - start[0]) / (now - start[1]) if start is not None and now > start[1] else 0.0
+            rate = f", {_rate(speed)}" if speed > 0 else ""  # after one step, the speed is not known yet
             left = f", about {duration((total - done) / speed)} left" if total and speed > 0 else ""
             of_total, reached = (f" of {total:,}", f" ({percent(share, 0)})") if total else ("", "")
-            line = (
-                f"{description}: {done:,}{of_total} {unit}{reached}, {_rate(speed)}{left}{'  ' + note if note else ''}"
-            )
+            line = f"{description}: {done:,}{of_total} {unit}{reached}{rate}{left}{'  ' + note if note else ''}"
             self._print(line, self.stream)
 
         return advance

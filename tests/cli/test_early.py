@@ -105,6 +105,7 @@ OTHERS = {
     "predict table as csv": ("predict m.safetensors images --out x.csv --format table", "its name says csv"),
     "predict folder as file": ("predict m.safetensors images --out images", "--out images: is a folder"),
     "evaluate model": ("evaluate nowhere images", "nowhere: no such model file"),
+    "predict files": ("predict m.safetensors nope.jpg no.png", "error: nope.jpg: no such file; check the path"),
     "evaluate source": ("evaluate m.safetensors nowhere", "nowhere: no such file or folder"),
     "evaluate json": ("evaluate m.safetensors images --json x.xlsx", "ends in .json"),
     "explain": ("explain nowhere images", "nowhere: no such model file"),

@@ -319,10 +319,13 @@ def test_images_that_were_gone_for_a_while_are_predicted_by_the_next_start(name:
     assert say("predict", "m.safetensors", *paths, "--out", name).status == 1
     whole = (here / name).read_text().splitlines()
     (here / name).unlink()
-    (here / "pics").rename(here / "away")
-    assert say("predict", "m.safetensors", *paths[2:5], "--out", name).status == 1
+    moved = {here / path: here / f"{i}.away" for i, path in enumerate(paths[2:5])}
+    for path, away in moved.items():
+        path.rename(away)
+    assert say("predict", "m.safetensors", *paths[2:5], "pics/broken.png", "--out", name).status == 1
     assert (here / name).read_text().count("No such file") == 3
-    (here / "away").rename(here / "pics")
+    for path, away in moved.items():
+        away.rename(path)
     said = say("predict", "m.safetensors", *paths, "--out", name)
     assert said.status == 1
     assert f"1 of {len(paths)} images could not be read" in said.err

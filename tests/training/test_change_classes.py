@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from html import unescape
@@ -85,6 +86,7 @@ def test_added_images_alone_go_through_the_network(say, tmp_path: Path, phase: d
     assert load(tmp_path / "new").classes == ("0", "1", "2", "star")
     assert "images added" in said.out
     assert "McNemar p" in said.out
+    assert [len(re.findall(f"^{word} ", said.out, re.M)) for word in ("run", "report", "next")] == [1, 1, 1]
 
 
 def test_features_taken_over_are_those_of_training_on_the_changed_images(say, tmp_path: Path):

@@ -113,7 +113,10 @@ def check_table(
         *duplicate_findings(table, duplicates),
     ]
     if embeddings is not None:
-        findings += (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
+        suspicious = (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
+        # A copy with another label says already that one of the labels is wrong.
+        told = {path for finding in findings if finding.kind == "label-conflict" for path in finding.paths}
+        findings += [finding for finding in suspicious if told.isdisjoint(finding.paths)]
     used = None if embeddings is None else embeddings.weights
     return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes)
 
@@ -165,7 +168,10 @@ def _embeddings(
     stored = weights == "stored"
     name = default_weights() if weights is None or stored else weights
     if name is None:
-        notes.append(f"{skipped}run `linnaeus weights pull {SUGGESTED}` for ImageNet weights, and check again")
+        notes.append(
+            f"{skipped}this takes ImageNet weights from the cache, whatever the run uses: `linnaeus weights pull "
+            f"{SUGGESTED}`, or `linnaeus weights import {SUGGESTED} FILE` for a file at hand, and check again"
+        )
         return None
     if not len(statistics.readable):
         notes.append(skipped + "no image can be read")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from linnaeus.cli.options import make_console, verbosity
+from linnaeus.cli.options import make_console, show_next, verbosity
 from linnaeus.errors import UserError
 
 
@@ -51,4 +51,5 @@ def classes(
     console = make_console()
     changed = change_classes(run, changes, out=out, console=console)
     console.say(changed.changes.render())
-    console.say(f"run       {changed.run.path}")
+    console.say(f"report    {changed.run.path / 'report.html'}")
+    show_next(changed.run.path, console)

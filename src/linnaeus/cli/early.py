@@ -127,7 +127,7 @@ def _check_network(model: object, weights: object) -> None:
         )
     # Only what looks like a file is checked here; names are resolved when the recipe is known.
     if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
-        raise UserError(f"{weights}: there is no such weights file")
+        raise UserError(f"{weights}: there is no such weights file; check the path, or see `linnaeus weights list`")
 
 
 def check_device(name: str) -> None:
@@ -202,12 +202,16 @@ def check_model(model: str) -> None:
 
 
 def check_images(images: Iterable[str]) -> None:
-    """Raise UserError for a folder without images and a pattern without matches, if they come first.
+    """Raise UserError for a folder without images and a pattern without matches, if they come first; or if all are
+    files that do not exist.
 
     What comes before a later one is predicted before it is reported.
     """
-    from linnaeus.inference.inputs import expand
+    from linnaeus.inference.inputs import expand, is_missing
 
+    images = list(images)
+    if images and all(map(is_missing, images)):
+        raise UserError(f"{images[0]}: no such file; check the path")
     for image in islice(images, 1):
         if image != "-":
             for _ in islice(expand([image]), 1):

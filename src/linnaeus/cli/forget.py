@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from linnaeus.cli.options import device_option, make_console, verbosity
+from linnaeus.cli.options import device_option, make_console, show_next, verbosity
 
 
 @click.command()
@@ -33,6 +33,7 @@ def forget(
     console = make_console()
     result = forget_images(run, Forgotten(images, groups, classes), out=out, device=device, console=console)
     console.say(result.render())
-    console.say(f"run       {result.run.path}")
+    console.say(f"report    {result.run.path / 'report.html'}")
+    show_next(result.run.path, console)
     if result.purged.left:
         raise SystemExit(1)

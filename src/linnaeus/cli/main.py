@@ -34,6 +34,7 @@ from linnaeus.cli.options import (
     seed_option,
     settings_option,
     shortcuts,
+    show_next,
     verbosity,
 )
 from linnaeus.cli.predict import predict
@@ -181,8 +182,7 @@ def _print_run(run: Run, console: Console) -> None:
             label = "images" if name == "predictions.png" else name.partition(".")[0]
             console.say(f"{label:9} {run.path / name}")
     if not run.interrupted:
-        folder = shlex.quote(str(run.path))
-        console.say(f"next      linnaeus predict {folder} IMAGE, or linnaeus serve {folder}")
+        show_next(run.path, console)
     else:
         resume = f"linnaeus train {shlex.quote(str(run.path))} --resume"
         console.warn(f"the run was interrupted; the saved model is the best one so far. To resume: {resume}")

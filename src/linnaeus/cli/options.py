@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,3 +280,9 @@ def load_model(model: str, device: str, code: str | None) -> Classifier:
     if classifier.notice:
         make_console(sys.stderr, silent=not process_info().is_main).warn(f"{model}: {classifier.notice}")
     return classifier
+
+
+def show_next(run: Path, console: Console) -> None:
+    """Print what to do with a finished run."""
+    folder = shlex.quote(str(run))
+    console.say(f"next      linnaeus predict {folder} IMAGE, or linnaeus serve {folder}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from linnaeus.data import tree
-from linnaeus.data.archives.archive import is_archive
+from linnaeus.data.archives.archive import find, is_archive
 from linnaeus.data.class_names import natural_key
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
@@ -30,8 +31,7 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
                 is_empty = False
                 yield path
             if is_empty:
-                endings = " ".join(sorted(IMAGE_SUFFIXES))
-                raise UserError(f"{image}: no images in this folder; check the path (images end in {endings})")
+                raise UserError(f"{image}: no images in this folder, such as .jpg, .png or .webp files; check the path")
         elif glob.has_magic(image) and not Path(image).exists():
             # A file may be called `a[1].jpg`, so an existing path is never a pattern.
             matches = sorted(glob.glob(image, recursive=True), key=natural_key)  # noqa: PTH207 - takes absolute patterns too
@@ -40,6 +40,12 @@ def expand(images: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
             yield from (match for match in matches if not Path(match).is_dir())
         else:
             yield image
+
+
+def is_missing(image: str) -> bool:
+    """Whether an IMAGE argument names a single file that does not exist, also not in an archive."""
+    is_file = image != "-" and not glob.has_magic(image) and find(image) is None
+    return is_file and not os.path.lexists(image)
 
 
 def _walk(folder: Path) -> Iterator[str]:

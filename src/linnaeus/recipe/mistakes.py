@@ -11,6 +11,7 @@ from linnaeus.console import counted
 from linnaeus.errors import did_you_mean
 from linnaeus.recipe.keys import explain_unknown
 
+MOST = 5  # mistakes that are told at once
 SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
 UNION = ("float", "str")
 """What pydantic adds to the location of a key that may have either type."""
@@ -47,21 +48,30 @@ LIMITS: dict[str, Callable[[Context], str]] = {
 
 
 def explain(error: ValidationError) -> str:
-    """The first mistake as one line, with the key as the user writes it."""
+    """The first MOST mistakes as one line, with the keys as the user writes them."""
     # Unknown keys come first: a misspelled key is the cause of the one that is missing.
-    first: Any = min(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    mistakes: dict[str, str] = {}
+    for detail in details:  # a key that may have several types has a mistake for each of them
+        mistakes.setdefault(key := _key(detail), _mistake(key, detail))
+    more = f" (and {len(mistakes) - MOST} more)" if len(mistakes) > MOST else ""
+    return f"{'; '.join(list(mistakes.values())[:MOST])}{more}"
+
+
+def _key(detail: Mapping[str, Any]) -> str:
     # A discriminated union adds the chosen name to the location, which is not a key of the recipe.
-    place = [part for part in first["loc"] if not (isinstance(part, str) and part in (*SCHEDULES, *UNION))]
-    key = ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{explain_unknown(key)}{more}"
-    if first["type"] == "missing":
+    place = [part for part in detail["loc"] if not (isinstance(part, str) and part in (*SCHEDULES, *UNION))]
+    return ".".join(str(part + 1) if isinstance(part, int) else part for part in place)
+
+
+def _mistake(key: str, detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{explain_unknown(key)}"
+    if detail["type"] == "missing":
         complete = "; `linnaeus recipes photos` prints a complete recipe" if key in ("model", "data") else ""
-        return f"{key}: missing{more}{complete}"
-    value = "" if isinstance(first["input"], dict | list) else f" = {first['input']!r}"
-    message = reason(first)
-    return f"{key}{value}: {message}{more}" if key else f"{message}{more}"
+        return f"{key}: missing{complete}"
+    value = "" if isinstance(detail["input"], dict | list) else f" = {detail['input']!r}"
+    return f"{key}{value}: {reason(detail)}" if key else reason(detail)
 
 
 def reason(detail: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def taken(folder: str | Path) -> UserError:
     """The error for a run folder that is not free; one with an unfinished run need not be removed."""
     if is_in_progress(Path(folder)):
         return UserError(f"{folder}: holds an unfinished run; continue it with --resume, or choose another --out")
-    return UserError(f"{folder}: already exists; choose another --out, or remove it")
+    return UserError(f"{folder}: already exists; choose another --out")
 
 
 def is_vacant(folder: Path) -> bool:

@@ -252,4 +252,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return f"could not be read: {error.strerror}"
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
-    return f"truncated or damaged ({text[:100]})"
+    return text[:100] if "truncated" in text else f"truncated or damaged ({text[:100]})"

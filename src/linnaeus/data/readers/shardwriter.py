@@ -58,7 +58,7 @@ def write_shards(
     out = Path(out)
     remove_scratch(out.absolute().parent)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: already exists; choose another --out, or remove it")
+        raise UserError(f"{out}: already exists; choose another --out")
     # Written beside the target and renamed, so that an interrupted run leaves no partial dataset.
     with disk_errors(out), scratch(out.absolute().parent) as folder:
         temporary = folder / out.name

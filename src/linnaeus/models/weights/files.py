@@ -65,7 +65,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     Raises UserError, naming the file, if it is missing, damaged, or holds anything but tensors.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such weights file")
+        raise UserError(f"{path}: there is no such weights file; check the path, or see `linnaeus weights list`")
     refuse_unreadable(path)
     if is_index(path):
         tensors = {name: file.get_tensor(name) for name, file in open_shards(path).items()}

@@ -182,8 +182,6 @@ function describeModel() {
     : several ? t("lead_plain_labels", { classes }) : last
     ? t("lead", { classes, accuracy: percent(last.accuracy), n: formatCount(last.n), split: t(split), low: percent(last.accuracy_ci95[0]), high: percent(last.accuracy_ci95[1]) })
     : t("lead_plain", { classes });
-  if (last && model.agreement) // another file than the one that was measured
-    $("lead").append(" " + t("lead_export", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }));
   $("figures").hidden = !splits.length || several; // the lead has those of several labels, which have no interval
   if (!several) $("figures").tBodies[0].replaceChildren(...splits.map(([name, metrics]) => metricsRow(name, metrics)));
   $("col-probability").firstElementChild.dataset.t = several ? "col_lowest" : "col_probability";
