@@ -46,7 +46,7 @@ def recipe_text(name: str) -> tuple[str, str]:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); give a recipe file") from None
     except OSError as error:
         raise UserError(
-            f"recipe {name[:80]!r}: cannot be read ({error.strerror}); {next_step(error, 'give a name or a file')}"
+            f"recipe {name[:300]!r}: cannot be read ({error.strerror}); {next_step(error, 'give a name or a file')}"
         ) from None
     suggestion = did_you_mean(name, recipe_names())
     raise UserError(f"recipe {name!r}: no such file or recipe{suggestion}; `linnaeus recipes` lists all recipes")
