@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from linnaeus.data.images.content import content_hash
 from linnaeus.inference.grid import GridSelection
+from linnaeus.inference.membership import Membership
 from linnaeus.inference.prediction import Prediction
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.text import selection_title
@@ -31,6 +34,21 @@ def test_mistakes_come_first_whatever_the_order_of_the_images():
     assert confidences[:7] == sorted(confidences[:7], reverse=True)
     assert confidences[7:] == sorted(confidences[7:])
     assert grid.title() == "64 of 100 images shown, the 7 mistakes first"
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"), [(0, ""), (1, "; 1 of the 4 was a training image"), (3, "; 3 of the 4 were training images")]
+)
+def test_the_title_counts_the_training_images(trained: int, words: str, tmp_path: Path):
+    paths = [tmp_path / f"{i}.jpg" for i in range(4)]
+    for path in paths:
+        path.write_text(path.name)
+    contents = np.array([content_hash(str(path)) for path in paths], np.uint64)
+    splits = np.array(["train"] * trained + ["valid"] * (4 - trained))
+    grid = GridSelection(64, Membership.of(contents, splits))
+    for path in paths:
+        grid.add(answer(str(path), 0.9), 1)
+    assert grid.title() == f"4 images, the 4 mistakes first{words}"
 
 
 def test_images_of_no_known_class_are_shown_by_rising_confidence():

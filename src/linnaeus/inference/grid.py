@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from linnaeus.data.images.content import content_hash
+from linnaeus.inference.classifier import Classifier
+from linnaeus.inference.membership import Membership
 from linnaeus.inference.prediction import Prediction
 from linnaeus.text import selection_title
+
+
+def run_images(classifier: Classifier) -> Membership | None:
+    """The images of the run of a model; None if its file does not hold their hashes."""
+    return Membership.from_dict(classifier.about.data.get("contents"), classifier.path)
 
 
 @dataclass
@@ -13,8 +23,12 @@ class GridSelection:
     """The `most` predictions to show of all that are added, in constant memory."""
 
     most: int
+    membership: Membership | None = None
+    """The images of the model's run; None if the model file does not hold their hashes."""
     total: int = 0
     mistakes: int = 0
+    trained: int = 0
+    """Images that the model was trained on."""
     _kept: list[tuple[tuple[bool, bool, float, int], Prediction, int | None]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, true: int | None) -> None:
@@ -22,6 +36,9 @@ class GridSelection:
         wrong = true is not None and prediction.index != true
         self.total += 1
         self.mistakes += wrong
+        if self.membership is not None:
+            content = np.array([content_hash(prediction.path)], np.uint64)
+            self.trained += int(self.membership.split_of(content)[0] == "train")
         # Confident mistakes tell most, and among the others images of none of the classes, which may get a class with
         # high confidence, and those of low confidence.
         rank = (
@@ -41,9 +58,11 @@ class GridSelection:
         return [(prediction, true) for _, prediction, true in self._kept]
 
     def title(self) -> str:
-        """What is shown of how many."""
+        """What is shown of how many, and on how many of them the mistakes say nothing about new images."""
         shown = min(self.most, self.total)
-        return selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
+        title = selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
+        were = "was a training image" if self.trained == 1 else "were training images"
+        return f"{title}; {self.trained:,} of the {self.total:,} {were}" if self.trained else title
 
     def _cut(self) -> None:
         self._kept.sort(key=lambda kept: kept[0])
