@@ -352,8 +352,9 @@ def test_a_name_that_is_too_long_once_it_is_escaped_is_no_error(here: Path, say)
 
 
 def test_a_single_image_is_counted_in_the_singular(here: Path, say):
-    assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
-    assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "gone.png", "--out", "o.csv").err
+    (here / "broken.png").write_bytes(b"no image")
+    assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "broken.png", "--out", "o.csv").err
+    assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "broken.png", "--out", "o.csv").err
 
 
 def test_answers_of_another_model_are_not_mixed(here: Path, say):

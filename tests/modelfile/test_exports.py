@@ -173,5 +173,6 @@ def test_what_cannot_be_named(run: Path, say):
     with pytest.raises(UserError, match=r"has no such export; linnaeus export .* --to onnx makes one$"):
         named(run, "onnx")
     image = run / "x.png"
+    image.touch()
     assert say("predict", run / MODEL, image, "--use", "onnx").err.count("is a file; omit --use") == 1
     assert say("predict", run, image, "--use", "onnx", "--device", "cuda").err.count("omit --device cuda") == 1

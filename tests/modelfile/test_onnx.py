@@ -110,12 +110,13 @@ def test_it_runs_on_cpu_and_gives_answers_alone(whole: bytes, tmp_path: Path, sa
         load(path, device="cuda")
     with pytest.raises(UserError, match="an ONNX file can only predict"):
         _ = load(path).network
-    said = say("explain", path, "x.png")
+    (image := tmp_path / "x.png").touch()
+    said = say("explain", path, image)
     assert said.status == 2
     assert "an ONNX file can only predict" in said.err
     assert said.err.count("error: ") == 1
     assert "Traceback" not in said.err
-    said = say("predict", path, "x.png", "--model", "net.py:build")
+    said = say("predict", path, image, "--model", "net.py:build")
     assert said.status == 2
     assert "contains its network" in said.err
 

@@ -24,6 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
@@ -162,7 +163,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(pixels, format="rgba", **options)
         image = Image.frombuffer("RGBA", figure.canvas.get_width_height(), pixels.getvalue())
         # Opaque everywhere. Zlib that looks for runs only takes a third of the time for photographs, at the same size.
-        image.convert("RGB").save(temporary, "PNG", dpi=(DPI, DPI), compress_type=zlib.Z_RLE)
+        written_by = PngInfo()
+        written_by.add_text("Software", "Linnaeus, Matplotlib")  # by which a plot may be replaced
+        image.convert("RGB").save(temporary, "PNG", dpi=(DPI, DPI), compress_type=zlib.Z_RLE, pnginfo=written_by)
 
 
 def text_width(text: str, fonts: Fonts, size: float) -> float:
