@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -213,8 +214,11 @@ def test_a_custom_network_is_exported_too(tmp_path: Path, data: Path):
 def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(int8, "SCHEMES", (int8.SCHEMES[0], int8.SCHEMES[-1]))
     out = tmp_path / "small.onnx"
-    path, result = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=QUIET)
+    said = io.StringIO()
+    console = Console(stream=said)
+    path, result = export_onnx(load(run), "onnx-int8", data=str(data), out=out, agree=0.9, console=console)
     assert path == out
+    assert "variant 2 of 3: " in said.getvalue(), "a large network takes minutes for each"
     assert [attempt.scheme for attempt in result.attempts] == [str(scheme) for scheme in int8.SCHEMES]
     assert result.samples.images.split == "valid"
     assert load(path).run.kind == "onnx-int8"

@@ -112,7 +112,9 @@ def quantized(network: bytes, samples: SampleImages, console: Console) -> Iterat
     means = {name: tensor.mean for name, tensor in statistics.items() if tensor.mean is not None}
     # Shapes of an example are needed to find the nodes that can be quantized.
     example = [network_input(next(samples.squares(1)), samples)]
-    for scheme in (*SCHEMES, LAST_RESORT):
+    schemes = (*SCHEMES, LAST_RESORT)
+    for number, scheme in enumerate(schemes, 1):
+        console.say(f"variant {number} of {len(schemes)}: {scheme}")
         ranges: Ranges = {name: tensor.range(scheme.ranges) for name, tensor in statistics.items()}
         try:
             graph = quantize(
