@@ -357,6 +357,19 @@ def test_a_single_image_is_counted_in_the_singular(here: Path, say):
     assert "o.csv: continuing after 1 image\n" in say("predict", "m.safetensors", "broken.png", "--out", "o.csv").err
 
 
+def test_models_that_agree_where_they_are_sure_are_told_apart(here: Path, say):
+    """Two models of the same classes may both be certain of the first and the last image of a file."""
+    images = write_images(here / "more", each=10)
+    assert say("predict", "m.safetensors", images, "--out", "o.csv").status == 0
+    head, *rows = [line.split(",") for line in (here / "o.csv").read_text().splitlines()]
+    rows.sort(key=lambda cells: -float(cells[5]))
+    rows[-1][5] = f"{float(rows[-1][5]) - 0.05:.6f}"
+    rows[-1:] = [rows[-1], rows.pop(0)]  # a sure one is first and last
+    (here / "o.csv").write_text("".join(",".join(cells) + "\n" for cells in [head, *rows]))
+    said = say("predict", "m.safetensors", images, "--out", "o.csv")
+    assert (said.status, "holds predictions of another model" in said.err) == (2, True)
+
+
 def test_answers_of_another_model_are_not_mixed(here: Path, say):
     assert say("predict", "m.safetensors", "pics", "--out", "o.csv").status == 0
     text = (here / "o.csv").read_text()

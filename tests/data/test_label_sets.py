@@ -51,6 +51,17 @@ def test_columns_without_a_row_of_several_labels_stay_single_unless_stated(tmp_p
     assert sets(open_source(path, labels=MULTI)) == ["melanoma", "", ""]
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_a_typo_in_a_column_of_0_and_1_does_not_remove_the_label(several: bool, tmp_path: Path):
+    """A column with many other cells is something else, such as a count; one of 40 is a mistake."""
+    rows = ["1,1" if several and k % 4 == 0 else f"{k % 2},{1 - k % 2}" for k in range(40)]
+    typo = [*rows[:20], f"1 ?,{1 - int(not several)}", *rows[21:]]
+    with pytest.raises(UserError, match=r"all.csv:22: cat is '1 \?', neither 0 nor 1 as 39 of 40 cells"):
+        open_source(source(tmp_path, "image,cat,dog", *typo))
+    counted = [f"{row},{k % 7}" for k, row in enumerate(rows)]
+    assert open_source(source(tmp_path, "image,cat,dog,number", *counted), labels=MULTI).classes == ("cat", "dog")
+
+
 def test_a_cell_that_is_neither_0_nor_1_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"all.csv:3: edema is '-1', neither 0 nor 1"):
         open_source(source(tmp_path, "image,edema,cyst,mass", "1,1,0", "-1,1,1", "0,0,0"))

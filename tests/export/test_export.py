@@ -224,9 +224,8 @@ def test_int8_is_chosen_among_schemes_and_agrees(run: Path, data: Path, tmp_path
     assert load(path).run.kind == "onnx-int8"
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "QuantizeLinear" in kinds
-    best = min(
-        result.attempts, key=lambda attempt: attempt.prepared.differing
-    )  # of equal schemes the first, which is faster
+    # Of equal schemes the one that changes the probabilities least, because there are fewer than 100 images.
+    best = min(result.attempts, key=lambda attempt: (attempt.prepared.differing, attempt.prepared.largest))
     assert result.passed is not None
     assert result.passed.scheme == best.scheme
     rows = [line for line in render(result).splitlines() if "-bit weights" in line and "full size" not in line]

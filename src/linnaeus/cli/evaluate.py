@@ -139,9 +139,9 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
     if isinstance(assessment, LabelAssessment):
         echo_text(label_text.render(assessment, classifier.names))
     else:
-        echo_text(evaluation_text.render(assessment, classifier.names))
-    if (verdicts := evaluation.verdicts) is not None:
-        echo_text(f"\n{verdicts.render()}")
+        verdicts = evaluation.verdicts
+        answers = "" if verdicts is None else verdicts.render()
+        echo_text(evaluation_text.render(assessment, classifier.names, answers))
     if evaluation.validation is not None:
         metric = "" if classifier.several else "accuracy "
         echo_text(f"\nimages that selected the model, reported separately: {metric}{evaluation.validation}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from linnaeus.console import counted
 from linnaeus.export.gate import RAW_PIXELS, SAME_PIXELS, Comparison
 from linnaeus.export.onnx import Attempt, GateResult
+from linnaeus.modelfile.agreement import FEW
 from linnaeus.text import align, percent
 
 HEADER = ("", "same answer", "accuracy", "probabilities", "variant")
-WRITTEN = ("written", "the variant that changes the fewest answers, and of equal ones the fastest")
+WRITTEN = "the variant that changes the fewest answers, and of equal ones the fastest"
+WRITTEN_FEW = "of the variants that change the fewest answers, the one that changes the probabilities least"
 LEGEND = (
     ("same answer", "images to which the export gives the same answer as the original"),
     ("probabilities", "largest difference of a probability (0 to 1) between the two"),
@@ -21,7 +23,8 @@ def render(result: GateResult) -> str:
     original = f"{percent(first.original_accuracy, 2)} accuracy"
     about = f"{counted(first.n, 'image')}, {images.split} of {result.samples.source}"
     rows = [HEADER, *(_row(attempt, i == result.chosen) for i, attempt in enumerate(result.attempts))]
-    choice = [WRITTEN] if len(result.attempts) > 1 and result.passed else []
+    written = WRITTEN_FEW if first.n < FEW else WRITTEN
+    choice = [("written", written)] if len(result.attempts) > 1 and result.passed else []
     notes = [*choice, *LEGEND, *_full_size(result), *_speed(result)]
     return "\n".join(
         [

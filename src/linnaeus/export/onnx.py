@@ -89,7 +89,11 @@ class GateResult:
         """Warnings about a passing export: few images, not used by default, or slower than the original."""
         warnings = []
         if self.passed is not None and len(self.samples) < FEW:
-            warnings.append(f"compared on {counted(len(self.samples), 'image')} only; give --data with {FEW} or more")
+            others = ", and those that measure the ranges," if self.kind == "onnx-int8" else ""
+            warnings.append(
+                f"compared on {counted(len(self.samples), 'image')} only: training images{others} are left out; give "
+                f"--data with {FEW} or more others"
+            )
         reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
         if reason:
             warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")
@@ -197,8 +201,11 @@ def _try_int8(
         if passing and len(attempts) == len(int8.SCHEMES):
             break
     chosen = None
-    # Among schemes that change equally few answers the first wins: SCHEMES begins with the fastest arithmetic.
-    for i in sorted(passing, key=lambda i: (attempts[i].prepared.differing, i)):
+    # Among schemes that change equally few answers the first wins: SCHEMES begins with the fastest arithmetic. Few
+    # images hardly tell schemes apart by their answers; then the one that changes the probabilities least wins.
+    few = len(reference.samples) < FEW
+    compared = [attempt.prepared for attempt in attempts]
+    for i in sorted(passing, key=lambda i: (compared[i].differing, compared[i].largest if few else 0.0, i)):
         runner = open_runner(passing[i], classifier, "onnx-int8")
         raw = reference.compare_raw(runner)
         refused = why_not_int8(raw, agree)

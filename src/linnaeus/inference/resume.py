@@ -6,6 +6,7 @@ number of classes, or of another model is refused and left as it is.
 
 from __future__ import annotations
 
+import bisect
 import csv
 import errno
 import json
@@ -29,6 +30,8 @@ PASSING = (
 )
 """Ends of messages about images that are there again once a disk or a share is back."""
 BLOCK = 1 << 20
+PROBES = 8
+"""Images that are predicted again to recognize the model."""
 TOLERANCE = 0.02
 """Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
 
@@ -59,7 +62,7 @@ class ExistingPredictions:
     again: list[tuple[int, int]] = field(default_factory=list)
     """Bytes, from and to, of images that could not be read for a passing reason, and are there now."""
     probes: list[WrittenPrediction] = field(default_factory=list)
-    """The first and the last prediction of a readable image, to be compared with the model's."""
+    """Predictions of readable images, to be compared with the model's: the least sure, on which models differ most."""
 
     def __contains__(self, path: str) -> bool:
         return _escaped(path) in self.paths
@@ -73,7 +76,8 @@ class ExistingPredictions:
             if prediction.error.endswith(PASSING) and os.path.isfile(prediction.path):  # noqa: PTH113 - see below
                 self.again.append((start, end))
         else:
-            self.probes = [*self.probes[:1], prediction]
+            bisect.insort(self.probes, prediction, key=lambda probe: probe.probability)
+            del self.probes[PROBES:]
 
 
 def read_existing(path: Path, form: str, top: int, several: bool = False) -> ExistingPredictions:
@@ -118,12 +122,10 @@ def forget_passing_errors(path: Path, existing: ExistingPredictions) -> None:
 
 def check_same_model(path: Path, existing: ExistingPredictions, classifier: Classifier) -> None:
     """Raise UserError if the predictions in the file `path` differ from those of this model."""
-    for written in existing.probes:
-        # The image may have been moved since; then it proves nothing.
-        # `Path.is_file` raises for a name that is too long, as escaped names may be.
-        if not os.path.isfile(written.path):  # noqa: PTH113
-            continue
-        prediction = next(classifier.stream([written.path]))
+    # An image may have been moved since; then it proves nothing.
+    # `Path.is_file` raises for a name that is too long, as escaped names may be.
+    probes = [written for written in existing.probes if os.path.isfile(written.path)]  # noqa: PTH113
+    for written, prediction in zip(probes, classifier.stream([probe.path for probe in probes]), strict=True):
         if prediction.error is not None:
             continue
         probabilities = {prediction.classes[k]: p for k, p in prediction.ranked(len(prediction.classes))}

@@ -20,6 +20,8 @@ SEVERAL = ("labels", "labelnames", "findinglabels", "findings", "tags", "attribu
 NOTHING = ("none", "nofinding", "nofindings", "nolabel", "nolabels")
 """Words in such a column that mean no label."""
 UNCERTAIN = ("-1", "-1.0", "u")
+MOST_TYPOS = 0.05
+"""Share of the cells of a column of 0 and 1 that may be something else by mistake; of more, it means something else."""
 SWITCH = "--set data.task=single-label"
 
 
@@ -84,6 +86,9 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
     # Columns such as is_train are 0/1 too, but state the split.
     about_splits = [name for name in others if key(name) in FLAGS or key(name) in SPLIT]
     flags = [name for name in others if name not in about_splits and values[name] <= BOOLEANS.keys()]
+    unused = [name for name in others if name not in flags and name not in about_splits]
+    for name in unused:
+        _refuse_typos(file, name, rows)
     by_line = {line: tuple(name for name in flags if boolean(cells[name])) for line, cells in rows}
     if not flags or (task is None and all(len(labels) < 2 for labels in by_line.values())):
         return None
@@ -94,10 +99,20 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
                 raise UserError(
                     f"{file}:{line}: {name} is {cells[name].strip()!r}, neither 0 nor 1; correct it or remove the row"
                 )
-    unused = [name for name in others if name not in flags and name not in about_splits]
     rest = f"; not used: {listed(unused)}" if unused else ""
     note = f"labels are read from the columns {listed(flags, 20)}: {_counts(by_line)}{rest}"
     return Labels(by_line, tuple(flags), note, several=True)
+
+
+def _refuse_typos(file: Path, name: str, rows: Sequence[Row]) -> None:
+    """Raise UserError for a column of 0 and 1 with a few other cells, which would silently be no label at all."""
+    odd = [(line, text) for line, cells in rows if (text := cells[name].strip()).lower() not in BOOLEANS]
+    if len(odd) <= MOST_TYPOS * len(rows):
+        line, text = odd[0]
+        raise UserError(
+            f"{file}:{line}: {name} is {text!r}, neither 0 nor 1 as {len(rows) - len(odd):,} of {len(rows):,} cells of "
+            "this column are; correct it, or remove the column"
+        )
 
 
 def _separator(cells: Iterable[str], several: bool, task: str | None) -> str | None:
