@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +20,7 @@ from scenes import COPIES, scene, write_scenes
 from wording import broken_words
 
 from linnaeus.cache import default_cache
-from linnaeus.check import data_check, gallery
+from linnaeus.check import gallery
 from linnaeus.check.data_check import DataCheck, check, check_table, copies, leaks, near_duplicates
 from linnaeus.check.findings import Finding
 from linnaeus.console import Console
@@ -29,7 +28,7 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
 from linnaeus.models import create
 from linnaeus.models.weights.store import lookup, sha256_of, store_checksum, weights_dir
-from linnaeus.stores.embeddings import Embeddings, default_weights, embed
+from linnaeus.stores.embeddings import default_weights, embed
 from linnaeus.theme import style_sheet
 
 WEIGHTS = "resnet18-torchvision-v1"
@@ -213,23 +212,6 @@ def test_small_arrays_are_checked_for_exact_copies_only():
     found = check_table(table)
     assert any("only exact duplicates were searched for" in note for note in found.notes)
     assert {(f.kind, f.paths) for f in found.findings} == {("duplicate", ("idx[7]", "idx[39]"))}
-
-
-def test_a_label_that_a_copy_contradicts_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_scenes(tmp_path, each=3)
-    first, other = sorted(folder for folder in tmp_path.iterdir() if folder.is_dir())[:2]
-    shutil.copy(next(first.iterdir()), other / "copy.jpg")
-    table = open_source(tmp_path)
-    ids = [table.sample_id(i) for i in range(len(table))]
-    vectors = np.random.default_rng(0).normal(size=(len(table), 20))
-    monkeypatch.setattr(data_check, "_embeddings", lambda *rest: Embeddings(vectors, np.arange(len(table)), "made up"))
-    suspicious = [Finding("suspicious-label", "warning", (name,), (first.name,), "looks wrong") for name in ids]
-    monkeypatch.setattr(data_check, "suspicious_labels", lambda *rest: suspicious)
-    found = check_table(table).findings
-    told = {path for finding in found if finding.kind == "label-conflict" for path in finding.paths}
-    listed = {path for finding in found if finding.kind == "suspicious-label" for path in finding.paths}
-    assert len(told) == 2
-    assert listed == set(ids) - told
 
 
 @pytest.mark.long

@@ -113,10 +113,8 @@ def check_table(
         *duplicate_findings(table, duplicates),
     ]
     if embeddings is not None:
-        suspicious = (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
-        # A copy with another label says already that one of the labels is wrong.
-        told = {path for finding in findings if finding.kind == "label-conflict" for path in finding.paths}
-        findings += [finding for finding in suspicious if told.isdisjoint(finding.paths)]
+        # Copies with different labels are among them: that finding does not say which label is wrong.
+        findings += (suspicious_label_sets if table.several else suspicious_labels)(table, embeddings)
     used = None if embeddings is None else embeddings.weights
     return DataCheck(table, sort_findings(findings), duplicates, statistics, used, notes)
 
