@@ -21,7 +21,7 @@ from linnaeus.models.backbones.hub import read_folder
 from linnaeus.models.weights.files import read_weights
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.compared_run import read_compared_predictions
-from linnaeus.runs.parsing import read_json
+from linnaeus.runs.parsing import read_csv, read_json
 from linnaeus.runs.reader import read_check, read_run
 from linnaeus.sweeps.run import record_description
 from linnaeus.training.derived.solved_run import SolvedRun
@@ -39,13 +39,20 @@ def unopenable(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None
     monkeypatch.setattr(Path, "open", refuse)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "w.safetensors", "w.pth", "metrics.json", "recipe.toml"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "w.safetensors", "w.pth", "metrics.json", "recipe.toml", "split.csv"]
+)
 def test_a_file_that_may_not_be_read_is_not_called_missing_or_damaged(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = write_tiny_model(tmp_path / "model.safetensors").rename(tmp_path / name)
     read: dict[str, Callable[[Path], object]]
-    read = {"model.safetensors": linnaeus.load, "metrics.json": read_json, "recipe.toml": lambda p: load_recipe(str(p))}
+    read = {
+        "model.safetensors": linnaeus.load,
+        "metrics.json": read_json,
+        "split.csv": read_csv,
+        "recipe.toml": lambda p: load_recipe(str(p)),
+    }
     for number, step in ((errno.EACCES, "check its permissions"), (errno.EMFILE, "allow more open files")):
         with monkeypatch.context() as now:
             unopenable(now, path, number)

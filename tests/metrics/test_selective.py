@@ -291,6 +291,13 @@ def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():
     assert "only an estimate: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)
 
 
+@pytest.mark.parametrize("risk", [0.02, 0.3, 0.9])
+def test_a_model_that_is_never_sure_is_advised_to_allow_more_errors(risk: float):
+    logits = np.tile(np.array([3, 1], np.float32), (40, 1))
+    notice = Calibration.fit(Outputs(np.ones(40, np.int64), logits), "valid", 1, risk).rule.notice
+    assert risk < float(notice.partition("error=")[2].rstrip(")")) < 1
+
+
 @pytest.mark.parametrize("n", [3, 20, 400])
 @pytest.mark.parametrize("wrong", [0, 1, 3])
 def test_the_brief_rule_is_short_and_has_the_same_facts(n: int, wrong: int):

@@ -122,9 +122,10 @@ class AbstentionRule:
         if self.applied is not None:
             return ""
         share = percent(self.target_risk, 0, exact=True)
+        more = min(5 * self.target_risk, (1 + self.target_risk) / 2)
         return (
             f'no threshold keeps wrong answers to {share} or fewer, so this model answers "unsure" to every image; '
-            f"train with more images, or allow more errors (--set error={min(0.5, 5 * self.target_risk):g})"
+            f"train with more images, or allow more errors (--set error={more:g})"
         )
 
     @property

@@ -43,7 +43,7 @@ def csv_rows(path: Path) -> Iterator[dict[str, str]]:
                 # A row that is too long or too short has a list or None in place of a text.
                 yield {k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()}
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {ADVICE}") from None
+        raise not_read(path, error, ADVICE) from None
     except csv.Error as error:
         raise UserError(f"{path}: is not valid CSV ({error}); {ADVICE}") from None
 
