@@ -140,7 +140,7 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
         echo_text(label_text.render(assessment, classifier.names))
     else:
         verdicts = evaluation.verdicts
-        answers = "" if verdicts is None else verdicts.render()
+        answers = () if verdicts is None else verdicts.lines()
         echo_text(evaluation_text.render(assessment, classifier.names, answers))
     if evaluation.validation is not None:
         metric = "" if classifier.several else "accuracy "

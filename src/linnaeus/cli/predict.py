@@ -94,7 +94,8 @@ def predict(
     advice = f"run the same command again to continue {out}" if resumable else "run it again"
     here = join_processes(devices, advice)
     console = make_console(sys.stderr, silent=not here.is_main)
-    from linnaeus.inference.grid import GridSelection, run_images
+    from linnaeus.inference.grid import GridSelection
+    from linnaeus.inference.membership import Membership
 
     with process_group(here, devices, device, advice) as group:
         with group.propagate_errors():
@@ -103,7 +104,7 @@ def predict(
         with group.propagate_errors():
             classifier = load_model(file, device, code)
         job = PredictionJob(classifier, group, images, form, _shown(top, classifier), out, console)
-        job.grid = GridSelection(GRID_SIZE, run_images(classifier)) if grid else None
+        job.grid = GridSelection(GRID_SIZE, Membership.of_model(classifier.about, classifier.path)) if grid else None
         total, failed = job.run()
     if grid and job.grid and job.grid.total:
         _draw_grid(grid, job.grid, console)

@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from linnaeus.data.images.content import content_hash
-from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.membership import Membership
 from linnaeus.inference.prediction import Prediction
 from linnaeus.text import selection_title
-
-
-def run_images(classifier: Classifier) -> Membership | None:
-    """The images of the run of a model; None if its file does not hold their hashes."""
-    return Membership.from_dict(classifier.about.data.get("contents"), classifier.path)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from linnaeus.cache import Cache, default_cache
 from linnaeus.data.images.content import HASH, UNKNOWN, hashes_from_text, hashes_to_text
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.modelfile.safetensors import MODEL, read_header
+from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import plain_cell
 
@@ -48,6 +48,11 @@ class Membership:
         """For the model file: by split, the 48-bit hashes in ascending order, in base64."""
         parts = dict(self.hashes) | ({EARLIER: self.earlier} if len(self.earlier) else {})
         return {"hash": HASH} | {part: hashes_to_text(hashes) for part, hashes in parts.items()}
+
+    @classmethod
+    def of_model(cls, about: ModelFile, path: Path) -> Membership | None:
+        """Of the run of the model file `path`; as `from_dict`."""
+        return cls.from_dict(about.data.get("contents"), path)
 
     @classmethod
     def from_dict(cls, values: Any, path: Path) -> Membership | None:
@@ -92,7 +97,7 @@ def images_of_weights(weights: str | Path, *, with_head: bool) -> np.ndarray:
         about = read_header(file)
     except UserError:  # weights of a library, or of the hub
         return NONE
-    known = Membership.from_dict(about.data.get("contents"), file)
+    known = Membership.of_model(about, file)
     if known is None:
         return NONE
     phases = about.recipe.get("phase") or [{}]

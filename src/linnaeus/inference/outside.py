@@ -231,7 +231,7 @@ class ImagesOfClasses:
     def of(cls, evaluation: Evaluation) -> ImagesOfClasses:
         about, path, table = evaluation.classifier.about, evaluation.classifier.path, evaluation.images.table
         of_source = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
-        of_run = Membership.from_dict(about.data.get("contents"), path)
+        of_run = Membership.of_model(about, path)
         looks = RunHashes.from_dict(about.data.get("perceptual"), path)
         here = RunHashes.of(statistics_of_table(table), np.full(len(table), "train")) if comparable(table) else None
         contents = np.concatenate([of_source, *(of_run.hashes.values() if of_run is not None else ())])

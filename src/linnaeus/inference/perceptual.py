@@ -195,7 +195,7 @@ class AlteredCopies:
         if images.split == "train" or not images.recognized_by:
             return cls(found, "")
         known = RunHashes.from_dict(about.data.get("perceptual"), path)
-        membership = Membership.from_dict(about.data.get("contents"), path)
+        membership = Membership.of_model(about, path)
         measured = images.table.select(images.indices)
         if known is not None or about.data.get("kind") in ARRAYS:
             statistics, hashes = statistics_of_table(measured), known or RunHashes({}, 0)

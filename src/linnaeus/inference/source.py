@@ -129,7 +129,7 @@ def recognize(about: ModelFile, path: Path, source: Any) -> KnownImages:
     table = _in_words_of(about, open_for_recipe(source, {**data, "task": about.task}, lenient=True))
     refuse_two_labels(table)
     split = data.get("split")
-    membership = Membership.from_dict(about.data.get("contents"), path)
+    membership = Membership.of_model(about, path)
     samples = sum(int(n) for n in about.data.get("counts", {}).values())
     # Near duplicates depend on all images, so the split can be repeated only with the complete source.
     by_copies = (split or {}).get("groups") == NEAR_DUPLICATES and (table.split == "").any()

@@ -12,6 +12,8 @@ from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import align, percent
 
+TITLES = {"class": "a class", "unsure": "unsure", "unknown": "unknown: none of the classes"}
+
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
@@ -44,7 +46,7 @@ class Verdicts:
             for name, mask in self.masks.items()
         }
 
-    def render(self) -> str:
+    def lines(self) -> list[str]:
         """A table for the terminal."""
         rows = [("", "images", "share", "95 % interval", "most likely class")]
         for name, entry in self.to_dict().items():
@@ -52,7 +54,4 @@ class Verdicts:
             low, high = entry["share_ci95"]
             interval = f"{percent(low)} to {percent(high)}"
             rows.append((TITLES[name], f"{entry['n']:,}", percent(entry["share"]), interval, right))
-        return "\n".join(["what the model answers, at its own thresholds", *align(rows, "<>>><")])
-
-
-TITLES = {"class": "a class", "unsure": "unsure", "unknown": "unknown: none of the classes"}
+        return ["what the model answers, at its own thresholds", *align(rows, "<>>><")]

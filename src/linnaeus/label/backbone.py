@@ -115,7 +115,7 @@ def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, c
 
     Raises UserError if there are none.
     """
-    membership = Membership.from_dict(about.data.get("contents"), run)
+    membership = Membership.of_model(about, run)
     if membership is None:
         console.warn(f"{run}: holds no record of its images; the accuracy is too high if some of them are in {folder}")
         return paths

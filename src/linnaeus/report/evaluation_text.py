@@ -33,12 +33,12 @@ LABELS = {
 """Metric -> its name in texts and on the page, in the order in which they are shown."""
 
 
-def render(assessment: Assessment, names: Sequence[str], verdicts: str = "") -> str:
-    """The whole assessment, with what the model answers; `names` are the display names of the classes."""
+def render(assessment: Assessment, names: Sequence[str], verdicts: Sequence[str] = ()) -> str:
+    """The whole assessment; `names` are the display names of the classes, `verdicts` the lines of `Verdicts`."""
     metrics = assessment.metrics
     blocks = [
         summary(metrics),
-        verdicts.splitlines(),
+        verdicts,
         classes(metrics, names),
         confused(metrics, names),
         calibration(assessment.calibration, metrics),
