@@ -1,5 +1,6 @@
 """The command: `linnaeus`, and python -m linnaeus for torchrun and for where the entry point is not on the path."""
 
+import atexit
 import gc
 import os
 import signal
@@ -18,6 +19,7 @@ def run() -> None:
     # torch and matplotlib make some 100,000 objects that live as long as the process. By default each import looks at
     # them again and again, for a tenth of the time of a short run.
     gc.set_threshold(ALLOCATIONS)
+    atexit.register(gc.freeze)  # and once more at the end, for half a second: nothing needs to be freed then
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # `main` handles it itself; between, there is nothing to clean up
     from linnaeus.cli.main import main
