@@ -67,9 +67,12 @@ def check_output(path: Path, about: ModelFile, model: Network) -> None:
         with torch.inference_mode():
             device = next((parameter.device for parameter in model.parameters()), None)
             x = torch.zeros(1, channels, size, size, device=device)
-            shape = tuple(model(x).shape)
             if references and model.has_features:
-                features = model.features_and_logits(x)[0].shape[1]
+                vectors, logits = model.features_and_logits(x)
+                features = vectors.shape[1]
+            else:
+                logits = model(x)
+            shape = tuple(logits.shape)
     except Exception as error:  # with a network of the user's own, anything
         raise UserError(
             f"{path}: the network {about.arch['name']} does not take images of {size} pixels ({one_line(error)}); "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from linnaeus.metrics.intervals import student_quantile
-from linnaeus.metrics.ood import auroc, combined_scores, distances, unit
+from linnaeus.metrics.ood import auroc, combined_scores, distances
 from linnaeus.metrics.outputs import softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.models.logistic_regression import Problems, logits, solve
@@ -39,8 +39,6 @@ class LeftOut:
     probability: np.ndarray
     distance: np.ndarray
     """With the compact references."""
-    all_vectors: np.ndarray
-    """As `distance`, but to all training images instead of the compact references."""
     combined: np.ndarray
     """Of the two scores together, as the model uses them, without thumbnails."""
     known: int
@@ -59,7 +57,6 @@ class LeftOut:
             "auroc": {name: float(values.mean()) for name, values in areas.items()},
             "auroc_ci95": list(mean_interval(self.combined)),
             "auroc_by_class": self.combined.tolist(),
-            "compression_loss": float((self.all_vectors - self.distance).mean()),
         }
 
 
@@ -102,9 +99,9 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray) -> LeftOut | Non
     left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
     z = _class_logits(features, labels, judged, left)
     turns = [_turn(features, labels, judged, int(c), z[:, i]) for i, c in enumerate(left)]
-    probability, distance, all_vectors, combined = np.array([turn[0] for turn in turns]).T
+    probability, distance, combined = np.array([turn[0] for turn in turns]).T
     known, unknown = np.array([turn[1] for turn in turns]).sum(0).tolist()
-    return LeftOut(present[left].tolist(), len(present), probability, distance, all_vectors, combined, known, unknown)
+    return LeftOut(present[left].tolist(), len(present), probability, distance, combined, known, unknown)
 
 
 def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: np.ndarray) -> np.ndarray:
@@ -140,17 +137,15 @@ def _principal_directions(x: torch.Tensor) -> torch.Tensor:
 def _turn(
     features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: int, z: np.ndarray
 ) -> tuple[list[float], tuple[int, int]]:
-    """(AUROC by probability, distance, distance to all vectors, both scores; numbers of known and unknown images)."""
+    """(AUROC by probability, by distance and by both; numbers of known and unknown images)."""
     inside, known, unknown = ~judged & (labels != left), judged & (labels != left), labels == left
     confidence = softmax(np.delete(z, left, 1)).max(1)
     compact = reference_vectors(features[inside], labels[inside])
     distance = distances(features, compact)
     scores = [(-confidence[part], distance[part]) for part in (known, unknown)]
-    every = unit(features[inside])
     areas = [
         auroc(scores[0][0], scores[1][0]),
         auroc(scores[0][1], scores[1][1]),
-        auroc(distances(features[known], every), distances(features[unknown], every)),
         auroc(combined_scores(scores[0], scores[0]), combined_scores(scores[0], scores[1])),
     ]
     return areas, (int(known.sum()), int(unknown.sum()))
