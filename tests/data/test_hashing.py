@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from scenes import COPIES, scene
 
 from linnaeus.data.images.hashing import ORIENTATIONS, WINDOWS, difference_hashes, hamming_neighbors, oriented
@@ -106,3 +108,12 @@ def test_the_hash_of_an_orientation_is_that_of_the_turned_image(orientation: int
 def test_the_first_window_is_the_whole_image():
     assert WINDOWS[0] == (0, 0, 1, 1)
     assert all(0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in WINDOWS)
+
+
+def test_images_of_a_few_pixels_with_a_border_have_hashes():
+    """Without the pixels at the edge of their content, nothing of them is left."""
+    for width, height in product(range(1, 8), repeat=2):
+        gray = np.zeros((height, width), np.uint8)
+        gray[height // 3 : -(-2 * height // 3), width // 3 : -(-2 * width // 3)] = 200
+        windows, turned = difference_hashes(Image.fromarray(gray))
+        assert (len(windows) > 0, len(turned)) == (True, 2 * ORIENTATIONS)

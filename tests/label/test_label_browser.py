@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -302,6 +303,26 @@ def test_answers_given_without_a_server_are_kept_and_sent_later(tmp_path: Path, 
     sent(again)
     assert rows(folder) == {before: before.split()[0], offline[0]: "x", offline[1]: "y"}
     assert again.locator("#offline").is_hidden()
+
+
+def test_answers_that_the_disk_has_no_room_for_are_kept_and_sent_later(
+    tmp_path: Path, start: Start, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(tmp_path / "photos")
+    server = start(folder)
+    page = open_page(server.address)
+
+    def full(handle: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("linnaeus.label.journal._write_all", full)
+        kept = [answer(page, "x"), answer(page, "y")]
+        until(page, "document.getElementById('offline').textContent.startsWith('2 answers are kept in this browser')")
+        assert "no space left on the disk" in page.locator("#offline").inner_text()
+        assert rows(folder) == {}
+    page.locator("#offline").wait_for(state="hidden")
+    assert rows(folder) == {kept[0]: "x", kept[1]: "y"}
 
 
 def test_a_page_that_stays_open_over_a_restart_labels_the_image_that_it_shows(

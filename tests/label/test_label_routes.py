@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from labelling import new_server, opened, photos
 from tiny import write_images
 
@@ -83,6 +86,49 @@ def test_the_page_and_the_images_are_served(tmp_path: Path):
         assert page.get("/image/99").status_code == 404
         assert page.post("/api/answer", json={"images": [99], "label": "a"}).json()["error"].startswith("no image 99")
         assert page.post("/api/answer", json={"images": [0], "label": ""}).status_code == 400
+
+
+def test_what_the_disk_has_no_room_for_is_to_be_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = photos(tmp_path / "photos", each=2)
+    with opened(folder) as page:
+        page.settle()
+
+        def full(handle: int, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as disk:
+            disk.setattr("linnaeus.label.journal._write_all", full)
+            refused = page.post("/api/answer", json={"images": [0], "label": "a"})
+        assert refused.status_code == 507, "the page drops what is refused by 400"
+        assert "no space left on the disk" in refused.json()["error"]
+        page.put_json("/api/answer", images=[0], label="a")
+        with monkeypatch.context() as disk:
+            disk.setattr("linnaeus.label.labels_csv._write_rows", lambda file, rows: full(0, b""))
+            page.put_json("/api/answer", images=[0], label="b")
+            assert "No space left" in page.get_json("/api/state")["problem"]
+        page.settle()
+    assert set(rows(folder).values()) == {"b"}, "completed when the server stops"
+
+
+@pytest.mark.parametrize("cache", ["a file", "a dangling link"])
+def test_the_classifier_learns_without_a_cache(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch):
+    place = tmp_path / "cache"
+    if cache == "a file":
+        place.touch()
+    else:
+        place.symlink_to(tmp_path / "nowhere" / "else")
+    monkeypatch.setenv("LINNAEUS_CACHE", str(place))
+    with opened(photos(tmp_path / "photos", each=4)) as page:
+        page.put_json("/api/answer", images=[0], label="a")
+        assert page.settle()["features"]["failure"] == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows allows no such name")
+def test_an_image_with_a_backslash_in_its_name_is_read(tmp_path: Path):
+    folder = photos(tmp_path / "photos", each=2)
+    (folder / "a 0.png").rename(folder / "a\\b.png")
+    with opened(folder) as page:
+        assert page.settle()["features"]["unreadable"] == 0
 
 
 def test_a_server_on_all_networks_names_an_address_that_opens(tmp_path: Path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from linnaeus.data.readers.csvfile import read_csv
 from linnaeus.errors import DiskError, UserError
 from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, Journal
 from linnaeus.label.labels_csv import LabelStore
@@ -126,6 +127,54 @@ def test_a_file_that_lacks_several_actions_is_no_edit(tmp_path: Path, undone: bo
     assert current(again) == shown(again) == expected
 
 
+@pytest.mark.parametrize("kept", [8, 20])
+def test_a_row_that_the_disk_had_no_room_for_is_no_edit_after_later_answers(tmp_path: Path, kept: int):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    whole = store.csv.read_bytes()
+    store.answer([Answer("b.jpg", "tulips")])
+    row = store.csv.read_bytes()[len(whole) :]
+    store.csv.write_bytes(whole + row[:kept])
+    store.journal.append([Answer("c.jpg", None, SKIPPED)])
+    again = store_of(tmp_path)
+    assert current(again) == shown(again) == {"a.jpg": "rose", "b.jpg": "tulips"}
+
+
+def test_what_the_journal_holds_counts_where_the_csv_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = store_of(tmp_path)
+    first = store.answer([Answer("a.jpg", "rose")])
+    store.answer([Answer("b.jpg", "rose")])
+
+    def full(file: Path, rows: object) -> None:
+        raise DiskError(f"{file}: no space left on the disk")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("linnaeus.label.labels_csv._write_rows", full)
+        assert store.undo(first) == ["a.jpg"]
+        number = store.answer([Answer("b.jpg", "tulip")])
+        store.catch_up()
+        assert "labels.csv: no space left on the disk" in store.problem
+    assert current(store) == {"b.jpg": "tulip"}
+    assert store.journal.records[number].answers == (Answer("b.jpg", "tulip"),)
+    assert shown(store) == {"a.jpg": "rose", "b.jpg": "rose"}
+    store.catch_up()
+    assert (shown(store), store.problem) == ({"b.jpg": "tulip"}, "")
+
+
+def test_answers_count_while_somebody_has_half_edited_the_csv(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    good = store.csv.read_text()
+    store.csv.write_text("pathlabel\na.jpg,lily\n")
+    store.answer([Answer("b.jpg", "tulip")])
+    assert "labels.csv:1: has no columns path and label" in store.problem
+    assert store.csv.read_text() == "pathlabel\na.jpg,lily\n", "the edits are not lost"
+    store.csv.write_text(good.replace("rose", "lily"))
+    store.catch_up()
+    assert current(store) == shown(store) == {"a.jpg": "lily", "b.jpg": "tulip"}
+    assert not store.problem
+
+
 def test_a_torn_or_damaged_line_of_the_journal_costs_itself_alone(tmp_path: Path):
     journal = Journal.open(tmp_path / "journal")
     journal.append([Answer("a.jpg", "rose")])
@@ -149,6 +198,10 @@ def test_names_that_csv_and_spreadsheets_would_change_are_restored(tmp_path: Pat
         again = store_of(tmp_path)
         label = "=lily" if b"lily" in text else "=rose"
         assert current(again) == dict.fromkeys(names, label)
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    rows = read_csv(store.csv)
+    assert (set(rows.texts), set(rows.labels)) == (set(names), {"=lily"}), "as a source for `train`"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, Response
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
 from linnaeus.data.images.decode import UnreadableError
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.label.acceptance import SURE
 from linnaeus.label.journal import UNKNOWN
 from linnaeus.label.page import render_page
@@ -43,7 +43,8 @@ def make_app(server: LabelServer, token: str | None, hosts: frozenset[str] | Non
 
     @app.exception_handler(UserError)
     async def wrong(request: Request, error: UserError) -> Response:
-        return error_response(400, str(error))
+        # The page keeps what the disk had no room for, and sends it again.
+        return error_response(507 if isinstance(error, DiskError) else 400, str(error))
 
     _add_page(app, server, credentials)
     _add_reading(app, server)

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -121,32 +121,36 @@ class Features:
         return x @ query / np.maximum(norms, 1e-12)
 
     def _compute(self) -> None:
+        lock = stream = None
         try:
-            file = self._stored_file()
-            # One server of several adds to the file; the others compute what is missing for themselves.
-            lock = acquire(file.with_suffix(".lock"), wait=False)
-            try:
+            with suppress(OSError):  # a cache that cannot be used costs the next session time, nothing else
+                file = self._stored_file()
+                # One server of several adds to the file; the others compute what is missing for themselves.
+                lock = acquire(file.with_suffix(".lock"), wait=False)
                 if lock is not None and file.exists():  # a killed process may have left a part of a record
                     os.truncate(file, file.stat().st_size // self._layout().itemsize * self._layout().itemsize)
                 self._read_stored(file)
-                self.changed()
-                with file.open("ab") if lock else nullcontext() as stream:
-                    self._compute_rest(stream)
-            finally:
-                if lock is not None:
-                    lock.release()
+                stream = None if lock is None else file.open("ab", buffering=0)
+            self.changed()
+            self._compute_rest(stream)
         except Exception as error:  # the page shows it; labelling goes on without predictions
             self.failure = " ".join(f"{error}".split()) or type(error).__name__
+        finally:
+            if stream is not None:
+                stream.close()
+            if lock is not None:
+                lock.release()
 
-    def _compute_rest(self, stream: BinaryIO | None) -> None:
+    def _compute_rest(self, stream: RawIOBase | None) -> None:
         with ThreadPoolExecutor(available_cores()) as pool:
             while not self._stop.is_set() and (batch := self._next_batch()):
                 started = time.perf_counter()
                 record = self._process(batch, pool)
                 if stream is not None:
-                    with suppress(OSError):  # a full disk costs the next session time, nothing else
-                        stream.write(record)
-                        stream.flush()
+                    with suppress(OSError):
+                        end = stream.seek(0, os.SEEK_END)
+                        if stream.write(record) != len(record):  # the disk is full
+                            stream.truncate(end)
                 speed = len(batch) / max(1e-6, time.perf_counter() - started)
                 self.rate = 0.8 * self.rate + 0.2 * speed if self.rate else speed
                 self.changed()
@@ -164,6 +168,8 @@ class Features:
 
     def _process(self, batch: list[int], pool: ThreadPoolExecutor) -> bytes:
         """Decode and compute a batch. Returns its records for the file."""
+        # Before it is decoded: an image that is replaced meanwhile is read again in the next session.
+        signatures = {i: self._signature(i) for i in batch}
         good, rows = [], []
         for i, row in zip(batch, pool.map(self._load, batch), strict=True):
             if isinstance(row, str):
@@ -181,7 +187,7 @@ class Features:
         for k, i in enumerate(good):
             self.values[i], self.hashes[i] = values[k], _hashes(pixels[k])
             self.ready[i] = True
-            records[k] = (self._signature(i), self.hashes[i], values[k])
+            records[k] = (signatures[i], self.hashes[i], values[k])
         return records.tobytes()
 
     def _load(self, i: int) -> np.ndarray | str:

@@ -1,8 +1,10 @@
 """The answers as `labels.csv` (path, label, provenance, time): a source for `train`, kept in step with the journal.
 
-The journal is written first. A process that is killed in between leaves a file that lacks the last action; it is
-completed when the folder is opened again. Rows that somebody has added to the file, or given another label, are taken
-over as answers; rows that are missing are written again, because a kill or a full disk may be the reason.
+The journal is written first, and what it holds counts. A process that is killed in between leaves a file that lacks the
+last action; it is completed when the folder is opened again. A file that cannot be written or read for a while, because
+the disk is full or somebody has half edited it, is completed as soon as possible. Rows that somebody has added to the
+file, or given another label, are taken over as answers; rows that are missing are written again, because a kill or a
+full disk may be the reason.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.readers.csvfile import read_csv
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, described
 from linnaeus.files import csv_file, disk_errors
-from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label
+from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
 
 COLUMNS = ("path", "label", "provenance", "time")
@@ -34,6 +36,8 @@ class LabelStore:
     folder: Path
     csv: Path
     journal: Journal
+    problem: str = ""
+    """Why the files do not hold what the journal holds; empty if they do."""
     _written: tuple[int, int] | None = None
     """Size and time of the file as this process has written it; None: unknown."""
 
@@ -59,20 +63,39 @@ class LabelStore:
     def answer(self, answers: Sequence[Answer], classes: Sequence[str] = ()) -> int:
         """Write answers to the disk; they are durable when this returns. Returns the number of the record."""
         with self.journal.exclusively():
-            self._take_over_edits()
+            self._attempt(self._take_over_edits)
             labelled = any(answer.path in self.journal.labels for answer in answers)
             number = self.journal.append(answers, classes)
-            if labelled or any(answer.label is not None for answer in answers):
-                self._write(answers, new=not labelled)
+            if not self.problem and (labelled or any(answer.label is not None for answer in answers)):
+                self._attempt(lambda: self._write(answers, new=not labelled))
             return number
 
     def undo(self, number: int) -> list[str]:
         """Take back record `number`. Returns the images whose labels change."""
         with self.journal.exclusively():
-            self._take_over_edits()
+            self._attempt(self._take_over_edits)
             paths = self.journal.undo(number)
-            self._rewrite()
+            if not self.problem:
+                self._attempt(self._rewrite)
             return paths
+
+    def catch_up(self) -> None:
+        """Bring the files up to date, if an action could not."""
+        if self.problem:
+            self._attempt(self._complete)
+
+    def _complete(self) -> None:
+        with self.journal.exclusively():
+            self._take_over_edits()
+            self._rewrite()
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Read or write the files; where that fails, the journal still holds every answer, and `problem` says why."""
+        try:
+            work()
+            self.problem = ""
+        except (OSError, UserError) as error:
+            self._written, self.problem = None, described(error)
 
     def import_csv(self, file: Path) -> int:
         """Take over the labels of another CSV for images that have none. Returns their number."""
@@ -108,9 +131,10 @@ class LabelStore:
         # A row without its newline may be half written.
         end = text.rfind("\n") + 1
         if text[end:] and self.journal.records:
-            lines = self._lines(self.journal.records[-1].answers).split("\n")
+            # The row of a process that was killed while it wrote, or whose disk was full.
+            lines = (line for record in self.journal.records for line in self._lines(record).split("\n"))
             if any(line.startswith(text[end:]) for line in lines):
-                text = text[:end]  # a process was killed while it wrote this row
+                text = text[:end]
         reader = csv.reader(io.StringIO(text, newline=""))
         header = [name.strip().lower() for name in next(reader, [])]
         if header and ("path" not in header or "label" not in header):
@@ -145,15 +169,15 @@ class LabelStore:
             return
         self._written = None  # until it is complete
         with disk_errors(self.csv), self.csv.open("a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(self._lines(answers))
+            file.write(self._lines(self.journal.records[-1]))
             file.flush()
             os.fsync(file.fileno())
         self._written = self._stamp()
 
-    def _lines(self, answers: Iterable[Answer]) -> str:
-        """The lines that answers of the last record add to the file."""
-        stream, time = io.StringIO(newline=""), self.journal.records[-1].time
-        rows = ([self._place(a.path), a.label, a.provenance, time] for a in answers if a.label)
+    def _lines(self, record: Record) -> str:
+        """The lines that the answers of a record add to the file."""
+        stream = io.StringIO(newline="")
+        rows = ([self._place(a.path), a.label, a.provenance, record.time] for a in record.answers if a.label)
         SafeCsvWriter(stream).writerows(rows)
         return stream.getvalue()
 

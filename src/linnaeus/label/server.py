@@ -33,4 +33,6 @@ def serve(label: LabelServer, listener: socket.socket, token: str | None, consol
     server.serve_until_stopped()
     session = label.session
     console.say(f"labels    {session.store.csv} ({counted(len(session.labels), 'image')})")
+    if session.store.problem:
+        console.warn(f"{session.store.problem}; all answers are kept: label the folder again to complete the file")
     label.finish.say_next()

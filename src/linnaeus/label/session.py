@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ class Session:
         self.features.stop()
         if self._thread is not None:
             self._thread.join(30)
+        self.store.catch_up()
 
     # Answers
 
@@ -209,6 +211,7 @@ class Session:
         known: tuple[int, ...] = ()
         while not self._stop:
             try:
+                self.store.catch_up()
                 self.store.journal.refresh()
                 ready = int(self.features.ready.sum())
                 labels = self.labels
@@ -277,7 +280,8 @@ def list_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of images")
     top = len(str(folder)) + 1
-    return [path[top:].replace("\\", "/") for path in expand([str(folder)])]
+    # Elsewhere than on Windows, a backslash is a letter of a name.
+    return [path[top:].replace(os.sep, "/") for path in expand([str(folder)])]
 
 
 def subfolders(paths: Sequence[str]) -> list[str]:

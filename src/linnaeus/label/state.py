@@ -77,6 +77,7 @@ def describe(server: LabelServer) -> dict[str, Any]:
         "reviews": session.learner.model is not None,
         "order": session.order,
         "csv": str(session.store.csv),
+        "problem": session.store.problem,
         "finish": server.finish.to_dict(),
     }
 

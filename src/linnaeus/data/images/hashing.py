@@ -86,7 +86,9 @@ def _content(gray: Image.Image) -> Image.Image:
     # The pixels at an edge are mixtures of content and border, so one is left out.
     start = round(left * width) + (left > 0), round(top * height) + (top > 0)
     end = round(right * width) - (right < 1), round(bottom * height) - (bottom < 1)
-    return gray.crop((*start, *end)).resize((WORKING, WORKING), Image.Resampling.BILINEAR)
+    if start[0] < end[0] and start[1] < end[1]:  # an image of a few pixels may have nothing but edges
+        gray = gray.crop((*start, *end))
+    return gray.resize((WORKING, WORKING), Image.Resampling.BILINEAR)
 
 
 def content_window(gray: np.ndarray) -> tuple[float, float, float, float]:

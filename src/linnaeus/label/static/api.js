@@ -6,7 +6,7 @@
 const TIMEOUT = 30_000; // ms
 
 // The JSON of an answer. Throws {gone} where the server cannot be reached or is overloaded, {login} where it wants its
-// token, and {refused: reason} where it does not accept the request.
+// token, {full: reason} where its disk does not take the answer, and {refused: reason} where it does not accept the request.
 async function call(path, body) {
   const options = { credentials: "same-origin", signal: AbortSignal.timeout(TIMEOUT) };
   if (body) Object.assign(options, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -19,6 +19,7 @@ async function call(path, body) {
     answer = {};
   }
   if (response.status === 401) throw { login: true };
+  if (response.status === 507) throw { full: answer.error };
   if (response.status >= 500 || response.status === 408 || response.status === 429) throw { gone: true };
   if (!response.ok) throw { refused: answer.error || `HTTP ${response.status}` };
   return answer;
@@ -61,6 +62,6 @@ async function sendToken(event) {
 function report(error) {
   if (error.login) askForToken();
   else if (error.gone) setOnline(false);
-  else if (error.refused) say(error.refused);
+  else if (error.refused || error.full) say(error.refused || error.full);
   else throw error;
 }

@@ -14,7 +14,7 @@ function drawFigures() {
   drawFinish(state.finish);
 }
 
-function drawProgress({ images, labelled, provenance, features, folder, milliseconds, csv }) {
+function drawProgress({ images, labelled, provenance, features, folder, milliseconds, csv, problem }) {
   $("folder").textContent = folder;
   $("labelled").textContent = t("labelled", { n: labelled, of: images });
   const accepted = provenance.accepted ?? 0;
@@ -32,7 +32,7 @@ function drawProgress({ images, labelled, provenance, features, folder, millisec
   if (milliseconds) facts.push(t("update", { ms: Math.max(1, Math.round(milliseconds)) }));
   if (features.unreadable) facts.push(t("unreadable", { n: features.unreadable }));
   if (accepted) facts.push(t("provenance", { human: labelled - accepted, accepted }));
-  $("csv").textContent = t("csv", { csv });
+  $("csv").textContent = problem ? t("csv_behind", { problem }) : t("csv", { csv });
   const list = $("facts");
   if (list.dataset.facts !== facts.join("\n")) {
     list.dataset.facts = facts.join("\n");

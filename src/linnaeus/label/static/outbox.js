@@ -5,7 +5,7 @@
 const OUTBOX_KEY = "linnaeus-label:";
 const RETRY = 1500; // ms
 
-const outbox = { entries: [], sending: null, timer: 0 };
+const outbox = { entries: [], sending: null, timer: 0, problem: "" }; // problem: why the server could not keep the first entry
 
 // Send an answer or a skip. Resolves to the server's reply; null where it was taken back before it was sent, or refused.
 function send(path, body) {
@@ -53,6 +53,7 @@ async function flush() {
     outbox.sending = entry;
     try {
       forget(entry, await call(entry.path, entry.body));
+      outbox.problem = "";
       setOnline(true);
     } catch (error) {
       if (error.refused) {
@@ -61,7 +62,8 @@ async function flush() {
         continue;
       }
       outbox.timer = setTimeout(flush, RETRY);
-      report(error);
+      outbox.problem = error.full || "";
+      if (!error.full) report(error);
       break;
     } finally {
       outbox.sending = null;
@@ -70,7 +72,7 @@ async function flush() {
   showConnection();
 }
 
-// Whether the server answers. While it does not, the page says so, and how many answers it keeps.
+// Whether the server answers. While it does not, or has no room for answers, the page says so, and how many it keeps.
 function setOnline(online) {
   const returned = online && !app.online;
   app.online = online;
@@ -83,9 +85,10 @@ function setOnline(online) {
 }
 
 function showConnection() {
-  $("offline").hidden = app.online;
-  if (app.online) return;
   const n = outbox.entries.length;
-  const text = n ? t("offline", { n }) : t("gone_plain");
+  const problem = n && app.online ? outbox.problem : "";
+  $("offline").hidden = app.online && !problem;
+  if ($("offline").hidden) return;
+  const text = problem ? t("not_kept", { n, problem }) : n ? t("offline", { n }) : t("gone_plain");
   if ($("offline").textContent !== text) $("offline").textContent = text;
 }
