@@ -85,7 +85,7 @@ def test_verbose_prints_epochs_and_then_details(verbose: int, pictures, capsys: 
     ImageClassifier(recipe(1), verbose=verbose).fit(*pictures)
     out = capsys.readouterr().out
     assert ("epoch 1/1" in out) == (verbose >= 1)
-    assert ("the phase is too short for a trial" in out) == (verbose >= 2)
+    assert ("the phase is too short to try others" in out) == (verbose >= 2)
 
 
 def test_a_custom_network_is_not_changed(pictures: tuple[np.ndarray, np.ndarray]):

@@ -45,7 +45,7 @@ def test_few_images_of_a_split_are_counted_as_images():
         Finding("few-to-measure", "warning", (), (), f"{n} images in {split}: metrics on them are imprecise")
         for n, split in ((18, "valid"), (9, "test"))
     ]
-    line = f"to review in the data: few images to evaluate on (18 images in valid, 9 images in test: {MORE_TO_MEASURE})"
+    line = f"to review in the data: few images for evaluation (18 images in valid, 9 images in test: {MORE_TO_MEASURE})"
     assert summary_lines(found) == [line]
 
 

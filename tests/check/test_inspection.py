@@ -48,7 +48,7 @@ def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, cap
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     output = capsys.readouterr()
     assert "errors in the data: leaks between splits (2): valid/0/0 0.png = train/0/0 0.png …" in output.err
-    assert any("without images that have a copy in an earlier split" in line for line in run.trust)
+    assert any("without images with a copy in an earlier split" in line for line in run.trust)
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["valid"]["n"] == 12
     assert metrics["valid"]["without_leaks"]["n"] == 10
@@ -153,7 +153,7 @@ def half_leaked(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("undrawn")
 def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leaked: Path, tmp_path: Path):
     run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    model selection, calibration and thresholds, without 12 such validation images" in run.trust
+    assert "excluded  12 such validation images from model selection, calibration and thresholds" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["calibration"]["abstention"]["n"] == 24
     assert metrics["unknown"]["thresholds"]["n"] == 24
@@ -182,7 +182,7 @@ def test_a_run_on_noise_says_that_it_knows_no_more_than_the_most_frequent_class(
         for i in range(n):
             Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8)).save(source / name / f"{i}.png")
     said = say("train", source, "--recipe", write_recipe(tmp_path / "r.toml"), "--out", tmp_path / "run")
-    told = "not significantly more than always answering the most frequent class: 90.00 %"
+    told = "not significantly better than always answering the most frequent class: 90.00 %"
     line = next(line for line in said.out.splitlines() if line.startswith("valid "))
     assert line.endswith(f", {told}")
     assert f"The accuracy is {told}." in (tmp_path / "run/report.html").read_text()
@@ -221,7 +221,7 @@ def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path
         splits.append(f"copy {rows[i]},valid")
     table.write_text("\n".join([f"{head},split", *splits]) + "\n")
     run = linnaeus.train(table, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
-    assert "fitted    model selection, calibration and thresholds, without 10 such validation images" in run.trust
+    assert "excluded  10 such validation images from model selection, calibration and thresholds" in run.trust
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert (metrics["calibration"]["n"], metrics["valid"]["n"]) == (30, 40)
     assert run.best.figures is not None

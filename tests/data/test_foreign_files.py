@@ -17,12 +17,12 @@ from linnaeus.errors import UserError
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not read: unpack it"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive, which is not supported: unpack it"),
         ("a.rar", b"Rar!\x1a\x07\0", "a RAR archive"),
         ("a.tar.zst", b"\x28\xb5\x2f\xfd0000", "compressed with Zstandard"),
         ("a.xlsx", b"PK\3\4\x14\0", "a spreadsheet: save the table as CSV"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook: save the table as CSV"),
-        ("coco.json", b'{"images": [], "annotations": []}', "JSON, which is not read as a source"),
+        ("coco.json", b'{"images": [], "annotations": []}', "JSON, which is not supported as a source"),
         ("a.parquet", b"PAR1\0", "a Parquet file: if it holds the images, save each one in a folder of its class"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         ("a.npy", b"\x93NUMPY\1\0", "an array of NumPy"),
@@ -56,7 +56,7 @@ def test_an_archive_in_an_archive_is_named(tmp_path: Path):
             inner.write(path, path.relative_to(images))
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
         outer.write(tmp_path / "inner.zip", "inner.zip")
-    with pytest.raises(UserError, match=r"the archive inner\.zip inside it, which is not read there; unpack"):
+    with pytest.raises(UserError, match=r"the archive inner\.zip inside it; nested archives are not read: unpack"):
         open_source(tmp_path / "outer.zip")
 
 
@@ -92,7 +92,7 @@ def test_a_link_to_a_folder_above_gives_no_image_another_label(tmp_path: Path, t
 @pytest.mark.parametrize(
     ("ending", "said"),
     [
-        (".dcm", "4 files ending in .dcm (DICOM, which is not read: save them as PNG or TIFF"),
+        (".dcm", "4 files ending in .dcm (DICOM, which is not supported: save them as PNG or TIFF"),
         (".nii.gz", "volumes, not images"),
         (".CR2", "4 files ending in .cr2 (raw photos"),
         (".mp4", "videos: save frames"),

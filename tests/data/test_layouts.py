@@ -85,7 +85,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path):
         ),
         (
             "train/a/1.jpg, train/b/1.jpg, valid/a/1.jpg, more/a/2.jpg",
-            "what lies beside the splits is not used: 'more'",
+            "folders beside the splits are not used: 'more'",
         ),
         (
             "a/1.png, a/1_mask.png, b/1.png, b/1_mask_1.png",

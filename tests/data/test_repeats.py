@@ -121,6 +121,6 @@ def test_labels_that_stand_for_other_folders_in_another_split(tmp_path: Path, ki
             write(tmp_path / f"{name}.csv", part)
         else:
             (tmp_path / f"{name}.txt").write_text("".join(f"{path} {label}\n" for path, label in part))
-    notes = [note for note in open_source(tmp_path).notes if "in train and of" in note]
+    notes = [note for note in open_source(tmp_path).notes if "in train but for" in note]
     assert len(notes) == swapped
-    assert not swapped or notes[0].endswith("the labels of one split are wrong, and so are the figures on it")
+    assert not swapped or notes[0].endswith("the labels of one split are wrong, and so are metrics on it")

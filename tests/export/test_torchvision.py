@@ -150,7 +150,7 @@ def test_the_command_writes_both_and_refuses_what_it_does_not_use(say, tmp_path:
     assert said.out.split() == [str(tmp_path / "torchvision.pth"), str(tmp_path / "MODEL_CARD.md")]
     said = say("export", path, "--to", "torchvision", "--data", "x")
     assert (said.status, said.out) == (2, "")
-    assert "--data x: --to torchvision compares no images" in said.err
+    assert "--data x: --to torchvision makes no comparison" in said.err
     said = say("export", write_tiny_model(tmp_path / "tiny.safetensors"), "--to", "torchvision")
     assert said.status == 2
     assert "torchvision has no mini_resnet" in said.err

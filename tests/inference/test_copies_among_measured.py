@@ -58,7 +58,7 @@ def test_copies_do_not_narrow_the_interval(tmp_path: Path, model: Path, say, alt
                 shutil.copy(path, path.with_name(f"{path.stem} {k}.jpg"))
     said = say("evaluate", model, source, "--json", tmp_path / "e.json", "--device", "cpu")
     assert said.status == 0, said.err
-    assert "36 of these 48 images are copies of others among them: intervals count each as one image" in said.err
+    assert "36 of these 48 images repeat another one: intervals count each image once" in said.err
     (figures,) = json.loads((tmp_path / "e.json").read_text()).values()
     assert (figures["n"], figures["groups"]) == (48, 12)
     if not altered:
@@ -72,8 +72,8 @@ def test_exact_copies_with_two_labels(tmp_path: Path, model: Path, say):
     source = write_images(tmp_path / "images", each=4)
     shutil.copy(source / "0" / "0 0.png", source / "1" / "copy.png")
     said = say("evaluate", model, source, "--device", "cpu")
-    assert "2 of 13 images have an exact copy with another label" in said.err
-    with pytest.warns(UserWarning, match="2 of 13 images have an exact copy with another label"):
+    assert "2 of 13 images have an exact copy with a different label" in said.err
+    with pytest.warns(UserWarning, match="2 of 13 images have an exact copy with a different label"):
         linnaeus.load(model).evaluate(source)
 
 

@@ -133,7 +133,7 @@ def test_a_sample_counted_twice_is_an_error():
 
 def test_figures_read_as_a_sentence():
     out = Outputs(np.array([0, 1]), np.array([[1, 0], [1, 0]], np.float32))
-    one_class = "not significantly more than always answering the most frequent class: 50.00 %"
+    one_class = "not significantly better than always answering the most frequent class: 50.00 %"
     assert str(figures(out)) == f"50.00 % (1 of 2, 95 % interval 9.5 % to 90.5 %), {one_class}"
     said = figures(out).to_dict()
     names = {"n", "correct", "accuracy", "accuracy_ci95", "top5", "loss", "balanced_accuracy", "most_frequent"}

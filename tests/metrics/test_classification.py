@@ -210,7 +210,7 @@ def test_the_interval_of_the_average_precision_contains_it_where_all_answers_are
 def test_an_accuracy_that_one_class_alone_has_is_told():
     labels = np.repeat([0, 1], [90, 10])
     always = figures(Outputs(labels, np.tile(np.array([1, 0], np.float32), (100, 1))))
-    assert str(always).endswith("not significantly more than always answering the most frequent class: 90.00 %")
+    assert str(always).endswith("not significantly better than always answering the most frequent class: 90.00 %")
     assert Figures.from_dict(json.loads(json.dumps(always.to_dict()))) == always
     knows = figures(Outputs(labels, np.eye(2, dtype=np.float32)[labels]))
     assert str(knows) == "100.00 % (100 of 100, 95 % interval 96.3 % to 100.0 %)"

@@ -25,7 +25,7 @@ def test_the_header_decides(tmp_path: Path) -> None:
     loaded = load_weights("resnet50", str(path), classes=1000)
     assert loaded.model.arch["arguments"]["stride_in"] == "1x1"
     assert loaded.normalization["mean"] == (0.1, 0.2, 0.3)
-    assert "network built with stride_in = '1x1', as the weights were trained" in loaded.notes
+    assert "stride_in = '1x1' is set to match the weights" in loaded.notes
     with pytest.raises(UserError, match="stride_in = '1x1', not '3x3'; remove stride_in"):
         load_weights("resnet50", str(path), classes=1000, arguments={"stride_in": "3x3"})
     with pytest.raises(UserError, match="for resnet50, not for resnet101"):

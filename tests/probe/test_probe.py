@@ -353,7 +353,7 @@ def test_validation_images_with_a_copy_in_training_do_not_judge(place: Path, tmp
     monkeypatch.setattr(said, "warn", lines.append)
     found = probe(tmp_path / "images", str(place / "a.safetensors"), out=tmp_path / "out", console=said)
     assert found.comparison.results[0].n == 12
-    assert found.judged.startswith("on 12 of 18 validation images")
+    assert found.judged.startswith("on the 12 of 18 validation images")
     assert any("6 images of" in line for line in lines)
     table = found.comparison.table
     names = {table.sample_id(i) for i in found.comparison.results[0].answers.indices.tolist()}

@@ -68,8 +68,18 @@ def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed()
     ("before", "after", "by_chance", "words"),
     [
         (0.05, 0.02, (0.01, 0.01), ""),
-        (0.02, 0.05, (0.03, 0.06), "; no sign of wrong probabilities: on 60 images, right ones would show up to 6.0 %"),
-        (0.02, 0.05, (0.06, 0.03), "; no sign of wrong probabilities: on 60 images, right ones would show up to 6.0 %"),
+        (
+            0.02,
+            0.05,
+            (0.03, 0.06),
+            "; consistent with correct probabilities, which show up to 6.0 % by chance on 60 images",
+        ),
+        (
+            0.02,
+            0.05,
+            (0.06, 0.03),
+            "; consistent with correct probabilities, which show up to 6.0 % by chance on 60 images",
+        ),
         (
             0.02,
             0.05,

@@ -210,7 +210,7 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path)
     page = page_of(run)
     part = page[page.index('id="findings"') : page.index('id="training"')]
     assert part.index('Leaks between splits <span class="muted number">1') < part.index(
-        'Classes with few images to evaluate on <span class="muted number">8'
+        'Classes with few images for evaluation <span class="muted number">8'
     )
     assert part.count("<img ") == 2
     assert "one image in two splits" in part

@@ -117,7 +117,7 @@ def test_differences_are_described(tmp_path: Path):
     assert "one is better" in verdicts["three - one"]
     assert "two is better" in verdicts["three - two"]
     assert "0 correct only in two, 3 only in one" in verdicts["two - one"]
-    assert "the recipes are the same" in text
+    assert "the recipes are identical" in text
     assert "97 of 100" in text
 
 

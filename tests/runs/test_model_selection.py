@@ -20,7 +20,7 @@ TRAINED = {"train": ["all"], "epochs": 2, "batch": 8}
 @pytest.mark.parametrize(
     ("phases", "best", "epochs", "title", "text"),
     [
-        ([SOLVED], {"by": "accuracy", "phase": 1, "epoch": 1}, 1, "Head", "solved in one step; held-out"),
+        ([SOLVED], {"by": "accuracy", "phase": 1, "epoch": 1}, 1, "Head", "solved in one step; its penalty"),
         ([TRAINED], {"by": "loss", "phase": 1, "epoch": 2}, 2, "Best epoch", "phase 1, epoch 2, by log loss on"),
         ([SOLVED, TRAINED], {"by": "map", "phase": 1, "epoch": 1}, 3, "Best model", "phase 1, the solved head, by mAP"),
         ([SOLVED, TRAINED], {"by": "accuracy", "phase": 2, "epoch": 1}, 3, "Best epoch", "phase 2, epoch 1, by acc"),
@@ -47,7 +47,7 @@ def test_a_solved_head_has_no_best_epoch_anywhere(
     assert ("epoch 1/" in said) == by_validation
     page = write_report("run")[0].read_text(encoding="utf-8")
     assert ("best epoch" in page.lower()) == by_validation
-    assert ("Held-out training images chose the penalty" in page) != by_validation
+    assert ("penalty of the head was chosen on held-out training images" in page) != by_validation
     card = model_card(linnaeus.load("run"), "model.safetensors")
     assert ("best epoch" in card) == by_validation
     run = Run.read(Path("run"))

@@ -86,8 +86,8 @@ def test_copies_are_not_called_groups_where_no_groups_were_asked_for(say, patien
     assert said.status == 0, said.err
     assert re.search(r"(train|valid) \d+ \(\d+ different images\)", said.out)
     assert " groups" not in said.out.partition("classes ")[0]
-    assert "are in the check.json of this run" not in said.err
-    assert "findings  all are in the check.json of this run" in said.out
+    assert "listed in check.json" not in said.err
+    assert "findings  all are listed in check.json in the run folder" in said.out
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _evaluated_sizes(table: Table, split: str, n: np.ndarray, learned: np.ndarra
         findings.append(Finding("few-of-class", "info", (), (table.classes[c],), detail))
     images = len(table.where(split))
     if images < FEW_IN_ALL:
-        detail = f"{counted(images, 'image')} in {split}: metrics on them are imprecise, see their intervals"
+        detail = f"{counted(images, 'image')} in {split}: too few for precise metrics, as their intervals show"
         findings.append(Finding("few-to-measure", "warning", (), (), detail))
     return findings
 
@@ -106,7 +106,9 @@ def ignored_files(table: Table) -> list[Finding]:
     files = [name.rstrip("/").rpartition("/")[2] + "/" * name.endswith("/") for name in table.ignored]
     suffixes = Counter(f".{name.rpartition('.')[2]}" if "." in name.lstrip(".") else name for name in files)
     most_common = listed([suffix for suffix, _ in suffixes.most_common()])
-    detail = f"{len(table.ignored)} files or folders that are hidden, no images or in no class folder: {most_common}"
+    detail = (
+        f"{len(table.ignored)} files or folders not used (hidden, not an image, or in no class folder): {most_common}"
+    )
     return [Finding("ignored", "info", table.ignored, (), detail)]
 
 

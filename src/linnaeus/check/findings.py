@@ -27,11 +27,11 @@ KINDS = {
     "near-duplicate": "near duplicates",
     "same-scene": "images of the same scene",
     "few-images": "classes with few training images",
-    "few-to-measure": "few images to evaluate on",
-    "few-of-class": "classes with few images to evaluate on",
+    "few-to-measure": "few images for evaluation",
+    "few-of-class": "classes with few images for evaluation",
     "imbalance": "imbalanced classes",
     "wrong-extension": "wrong file extensions",
-    "pages": "files of several pages",
+    "pages": "multi-page files",
     "one-color": "images of a single color",
     "dark": "very dark images",
     "bright": "very bright images",
@@ -46,9 +46,7 @@ KINDS = {
 SAME = {"leak", "label-conflict", "duplicate", "near-duplicate", "same-scene"}
 """Kinds whose images show the same thing; other kinds list images that only share a property."""
 
-MORE_TO_MEASURE = (
-    "`train --set data.split.valid=0.3` holds out more of a source without splits; `probe` cross-validates"
-)
+MORE_TO_MEASURE = "set aside more with `train --set data.split.valid=0.3`, or cross-validate with `probe`"
 """What to do about few images to evaluate on."""
 
 EXAMPLE = 80  # longest example in a summary line, in characters

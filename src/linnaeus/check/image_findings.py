@@ -113,14 +113,14 @@ def _outliers(statistics: ImageStatistics) -> list[_Outliers]:
     # Tiny, empty or black images have no sharpness that could be compared.
     blurred &= (short >= MIN_SIDE) & ~empty & ~dark & ~bright
     size = "{:.0f} x {:.0f} pixels"
-    shape = f'{size}, {{:.1f}} to 1: a center crop shows little of it; fit = "pad" shows all'
+    shape = f'{size}, {{:.1f}} to 1: a center crop cuts most of it off; fit = "pad" keeps all of it'
     size += f"; the median short side is {median_short:.0f}"
     soft = "{:.0f} times less sharp than the median image"
     uniform = "a single color, within {:.0f} of 255 levels"
     return [
         _Outliers("one-color", "warning", empty, rows["range"], uniform, (rows["range"],)),
-        _Outliers("dark", "warning", dark, high, "99 % of it is darker than {:.0f} of 255", (high,)),
-        _Outliers("bright", "warning", bright, -low, "99 % of it is brighter than {:.0f} of 255", (low,)),
+        _Outliers("dark", "warning", dark, high, "99 % of its pixels are darker than {:.0f} (of 255)", (high,)),
+        _Outliers("bright", "warning", bright, -low, "99 % of its pixels are brighter than {:.0f} (of 255)", (low,)),
         _Outliers("blurred", "warning", blurred, sharpness, soft, (2 ** (median - sharpness),)),
         _Outliers("small", "info", short * SIZE_RATIO < median_short, short, size, (width, height)),
         _Outliers("large", "info", short > SIZE_RATIO * median_short, -short, size, (width, height)),

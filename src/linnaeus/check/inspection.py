@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,8 +98,9 @@ def _where(table: Table) -> str:
     """Where all findings are. Not the report of the run: it is not written where no plots are wanted."""
     if table.kind == "paths":
         return "all are in the estimator's check_"
-    shown = "" if not Path(table.source).exists() else "; linnaeus check, with --gallery, shows the images"
-    return f"all are in the check.json of this run{shown}"
+    place = shlex.quote(str(table.source))
+    shown = f"; to see the images: linnaeus check {place} --gallery check.html" if Path(table.source).exists() else ""
+    return f"all are listed in check.json in the run folder{shown}"
 
 
 def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console: Console) -> np.ndarray | None:
@@ -111,8 +113,8 @@ def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console
         return None if unseen.all() else unseen
     console.warn(
         f"only {n} of {len(unseen)} validation images were not seen in training, too few to choose a model and to fit "
-        "its thresholds. All are used, so the model will be too confident; remove the copies, which `linnaeus check` "
-        f"lists, or let --set data.split.groups={NEAR_DUPLICATES} split the source, which keeps them together"
+        "its thresholds. All are used, so the model will be overconfident; remove the copies that `linnaeus check` "
+        f"lists, or keep copies in one split with --set data.split.groups={NEAR_DUPLICATES}"
     )
     return None
 

@@ -35,7 +35,7 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
     "--class",
     "class_name",
     metavar="NAME",
-    help="Class to explain.  [default: the predicted class, or every label that the image is given]",
+    help="Class to explain.  [default: the predicted class, or all predicted labels]",
 )
 @click.option("--method", type=click.Choice(METHODS), default="gradcam", show_default=True, help="Attribution method.")
 @click.option(
@@ -45,7 +45,7 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
 @click.option(
     "--because",
     is_flag=True,
-    help="Show the training images with the most influence on the answer, by solving the head of the run without each.",
+    help="Show the training images that influence the answer most: the head of the run is solved again without each.",
 )
 @click.option(
     "--top",

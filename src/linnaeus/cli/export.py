@@ -128,7 +128,7 @@ def _check_options(
     if exported and kind != "web":
         raise UserError(f"{model}: already an ONNX file; give the run folder or its model.safetensors")
     early.check_model(model)
-    reason = "--to torchvision compares no images" if kind == "torchvision" else f"{model} was compared when exported"
+    reason = "--to torchvision makes no comparison" if kind == "torchvision" else f"{model} was compared when exported"
     for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
         if value is not None and (exported or kind == "torchvision"):
             raise UserError(f"{option} {value}: {reason}; omit {option}")
@@ -162,11 +162,12 @@ def page_lines(page: WebFolder, *, is_float: bool) -> list[str]:
     """The size of a page, how to look at it, and how a large float network becomes smaller."""
     parts = ", ".join(f"{file} {page.sizes[file] / 1e6:.1f}" for file in ("model.onnx", "ort-wasm.wasm"))
     size = f"{page.size / 1e6:.1f} MB ({parts}) for any static host"
-    lines = [f"{size}; to look at it: python -m http.server -d {page.path}"]
+    lines = [f"{size}; to preview: python -m http.server -d {page.path}"]
     if is_float and page.sizes["model.onnx"] > LARGE_PAGE:
         lines.append(
-            "every visitor downloads this; smaller: a small backbone, such as EfficientNet-Lite0, or int8: linnaeus "
-            "export RUN --to onnx-int8, then linnaeus export RUN/model-int8.onnx --to web"
+            "every visitor downloads all of this; to make it smaller, train a smaller backbone, such as "
+            "EfficientNet-Lite0, or use int8: linnaeus export RUN --to onnx-int8, then linnaeus export "
+            "RUN/model-int8.onnx --to web"
         )
     return lines
 

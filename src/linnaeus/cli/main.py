@@ -119,7 +119,9 @@ def cli() -> None:
     "--track", multiple=True, metavar="NAME", help="Send metrics to tensorboard, mlflow or trackio. Repeatable."
 )
 @click.option("--tensorboard", is_flag=True, help="Short for --track tensorboard.")
-@click.option("--no-report", is_flag=True, help="Draw no plots and write no report; linnaeus report writes it later.")
+@click.option(
+    "--no-report", is_flag=True, help="Skip the plots and the report; `linnaeus report` writes the report later."
+)
 @verbosity
 def train(
     source: str,

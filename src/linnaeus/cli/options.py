@@ -230,7 +230,7 @@ def chosen_model(model: str, device: str, code: str | None, use: str | None, con
     from linnaeus.modelfile.safetensors import model_path
 
     if use is not None and not Path(model).is_dir():
-        raise UserError(f"--use {use}: chooses a file of a run folder, and {model} is a file; omit --use")
+        raise UserError(f"--use {use}: needs a run folder, but {model} is a file; omit --use")
     if use not in (None, "torch") and device not in ("auto", "cpu"):
         raise UserError(f"--use {use}: runs on CPU only; omit --device {device}")
     # Code of the user fits the model file only, not an export.

@@ -47,7 +47,7 @@ FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".txt": "table"}
     "--top",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of classes to show.  [default: 1; all where images have several labels]",
+    help="Number of classes to show.  [default: 1; all for models with several labels]",
 )
 @click.option(
     "--format",

@@ -18,8 +18,8 @@ from linnaeus.console import counted, echo, echo_text
     default="auto",
     show_default=True,
     metavar="A,B,C",
-    help="Networks, weights, files or NETWORK=FILE; A+B joins two; auto: the weights on this machine, and some that "
-    "are fetched.",
+    help="Networks, weights, files or NETWORK=FILE. A+B concatenates two. auto takes the weights on this machine and "
+    "downloads some.",
 )
 @click.option(
     "--out", metavar="DIR", help="Folder for the results; earlier ones are replaced.  [default: runs/probe-<n>]"

@@ -61,7 +61,7 @@ def _full_size(result: GateResult) -> list[tuple[str, str]]:
             same, accuracy, difference = _agreement(attempt.raw)
             which = "" if len(result.attempts) == 1 else f"; {attempt.scheme}"
             lines.append(
-                ("full size", f"{same}, {accuracy}, {difference} where the export resizes the images itself{which}")
+                ("full size", f"{same}, {accuracy}, {difference} if the export resizes the images itself{which}")
             )
     draft = result.reference.draft_effect
     if draft is not None and draft.n:
@@ -77,5 +77,5 @@ def _full_size(result: GateResult) -> list[tuple[str, str]]:
 
 def _speed(result: GateResult) -> list[tuple[str, str]]:
     speed = {} if result.passed is None else result.passed.speed or {}
-    ratios = ", ".join(f"{ratio:.1f} times for {counted(int(size), 'image')} at once" for size, ratio in speed.items())
-    return [("speed", f"as a multiple of the original's on this machine: {ratios}")] if ratios else []
+    ratios = ", ".join(f"{ratio:.1f} times in batches of {int(size)}" for size, ratio in speed.items())
+    return [("speed", f"relative to the original on this machine: {ratios}")] if ratios else []

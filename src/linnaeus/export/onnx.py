@@ -91,16 +91,16 @@ class GateResult:
         if self.passed is not None and len(self.samples) < FEW:
             others = ", and those that measure the ranges," if self.kind == "onnx-int8" else ""
             warnings.append(
-                f"compared on {counted(len(self.samples), 'image')} only: training images{others} are left out; give "
-                f"--data with {FEW} or more others"
+                f"compared on only {counted(len(self.samples), 'image')}, because training images{others} are left "
+                f"out; pass {FEW} or more other images with --data"
             )
         reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
         if reason:
             warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")
         speed = {} if self.passed is None else self.passed.speed or {}
-        slow = [f"{ratio:.2f} times at {size}" for size, ratio in speed.items() if ratio < 1]
+        slow = [f"{ratio:.2f} times in batches of {size}" for size, ratio in speed.items() if ratio < 1]
         if slow:
-            warnings.append(f"slower than the original on this machine: {', '.join(slow)} at once; others may differ")
+            warnings.append(f"slower than the original on this machine: {', '.join(slow)}; others may differ")
         return warnings
 
     def to_json(self) -> str:

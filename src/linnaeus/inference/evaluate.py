@@ -173,10 +173,8 @@ def evaluate_model(
 def _warn_of_copies(images: LabeledImages, outputs: Outputs, console: Console) -> None:
     n = len(images.labels)
     if outputs.groups is not None and images.table.groups is None:
-        console.warn(
-            f"{n - len(np.unique(outputs.groups)):,} of these {n:,} images are copies of others among them: intervals "
-            "count each as one image"
-        )
+        copies = n - len(np.unique(outputs.groups))
+        console.warn(f"{copies:,} of these {n:,} images repeat another one: intervals count each image once")
 
 
 def _ranked(images: LabeledImages) -> Table:

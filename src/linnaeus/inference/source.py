@@ -79,20 +79,22 @@ class LabeledImages:
             )
         apart = 0 if self.validation is None else len(self.validation.labels)
         left_out = f"{self.training:,} of {self.total:,} images were used for training and are left out"
-        chose = "the model was selected and calibrated on these images: these scores are slightly optimistic"
+        optimistic = "these scores are slightly optimistic"
         if apart:
             also = f"; {apart:,} selected the model and are reported separately; {n:,} are unseen and measured"
-            lines.append((left_out if self.training else f"of {self.total:,} images none was used for training") + also)
+            lines.append(
+                (left_out if self.training else f"none of the {self.total:,} images was used for training") + also
+            )
         elif self.training and self.calibrated_on:
-            lines.append(f"{left_out}; none is unseen, so the {n:,} validation images are measured: {chose}")
+            lines.append(f"{left_out}; the model was selected and calibrated on the other {n:,}: {optimistic}")
         elif self.training:
             lines.append(f"{left_out}; {n:,} are measured")
         elif self.calibrated_on:
-            lines.append(chose)
+            lines.append(f"the model was selected and calibrated on these images: {optimistic}")
         if self.contradicting:
             lines.append(
-                f"{self.contradicting:,} of {n:,} images have an exact copy with another label, so one of both counts "
-                "as wrong whatever the answer; correct the labels"
+                f"{self.contradicting:,} of {n:,} images have an exact copy with a different label, so one of the "
+                "two always counts as wrong; correct the labels"
             )
         return lines
 
@@ -136,7 +138,7 @@ def recognize(about: ModelFile, path: Path, source: Any) -> KnownImages:
     if by_copies and membership is None and len(table) >= samples:
         raise UserError(
             f"{table.source}: the model was trained on a split that keeps near-duplicates together, which cannot be "
-            f"drawn again here; give the split of its run: {path.parent / SPLIT}"
+            f"reproduced here; pass the split of its run: {path.parent / SPLIT}"
         )
     return KnownImages(table, _split_again(about, table), membership, path.parent, default_cache())
 

@@ -93,7 +93,7 @@ def no_better_than_one_class(values: Mapping[str, Any]) -> str:
     # Where all images are of one class, no other answer could be better.
     if not count or not interval or count == n or count / n < interval[0]:
         return ""
-    return f"not significantly more than always answering the most frequent class: {percent(count / n, 2)}"
+    return f"not significantly better than always answering the most frequent class: {percent(count / n, 2)}"
 
 
 def figures(outputs: Outputs) -> Figures:

@@ -71,7 +71,7 @@ class Judge:
         if self.by_validation:
             n, unseen = int((self.table.split == "valid").sum()), int(self.unseen.sum())
             if unseen < n:
-                return f"on {unseen:,} of {n:,} validation images, of which no training image is a copy or in the group"
+                return f"on the {unseen:,} of {n:,} validation images without a copy or group member in training"
             return "on the validation images, which the heads have not seen"
         return f"by {FOLDS}-fold cross-validation over training and validation images"
 

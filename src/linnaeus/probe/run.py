@@ -102,8 +102,8 @@ def _copies_together(table: Table, console: Console) -> Table:
     groups = copies(table, console=console)
     if n := int((groups != np.arange(len(table))).sum()):
         console.warn(
-            f"{counted(n, 'image')} of {table.source} are copies of others; no head is judged on an image of which it "
-            "has seen a copy"
+            f"{counted(n, 'image')} of {table.source} are copies of others; no head is evaluated on an image that has "
+            "a copy in its training images"
         )
         return merge_groups(table, groups)
     return table

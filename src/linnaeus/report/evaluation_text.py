@@ -119,7 +119,7 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
         title,
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"on {counted(metrics.n, 'image')} a perfectly calibrated model would show an ECE of "
+        f"on {counted(metrics.n, 'image')}, a perfectly calibrated model would show an ECE of "
         + chance_words(percent(mean, 2), percent(p95, 2), skewed=p95 <= mean),
     ]
 

@@ -103,7 +103,7 @@ class Comparison:
             keys = [[key, *(shorten(value, VALUE_WIDTH) for value in values)] for key, values in self.recipes.items()]
             lines += ["", "recipe differences", *align([["", *names], *keys], "<" + "<" * len(names))]
         else:
-            lines += ["", "the recipes are the same"]
+            lines += ["", "the recipes are identical"]
         return "\n".join(lines)
 
     def _runs(self, names: list[str]) -> list[list[str]]:

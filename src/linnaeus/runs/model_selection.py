@@ -52,12 +52,18 @@ class ModelSelection:
     def __str__(self) -> str:
         if self.by_validation:
             return f"{self.place}, by {METRICS.get(self.by, self.by)} on validation"
-        return "solved in one step; held-out training images chose its penalty" if self.solved else "the only one"
+        return (
+            "solved in one step; its penalty was chosen on held-out training images" if self.solved else "the only one"
+        )
 
     @property
     def sentence(self) -> str:
         """The role of the validation images."""
         if self.by_validation:
             return f"The {self.title.lower()} was selected on validation images"
-        chosen = "Held-out training images chose the penalty of the head" if self.solved else "There was only one epoch"
+        chosen = (
+            "The penalty of the head was chosen on held-out training images"
+            if self.solved
+            else "There was only one epoch"
+        )
         return f"{chosen}; validation images chose only the temperature and the thresholds"

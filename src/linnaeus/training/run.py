@@ -182,7 +182,7 @@ def _run_phases(
         raise JobError(f"{error}; {recorder.saved_model()}") from None
     except UnreadableError as error:  # only if images are decoded in every epoch
         raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
-    console.detail(f"{checkpoints.count} checkpoints took {checkpoints.spent:.2f} s")
+    console.detail(f"{counted(checkpoints.count, 'checkpoint')} took {checkpoints.spent:.2f} s")
     return Ending(phases.best, interrupted, session.timings, session.draw, phases.streams)
 
 

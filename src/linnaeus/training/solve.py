@@ -87,14 +87,14 @@ def _solve_on(
     # Views of one image are not independent, and neither are images of one group.
     images_of = groups if views == 1 else np.tile(np.arange(len(fold) // views) if groups is None else groups, views)
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
-    images = counted(len(labels) // views, "image") + (f" in {views} versions each" if views > 1 else "")
+    images = counted(len(labels) // views, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     console.say(
         f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels, images_of)}"
     )
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
-        console.warn(f"the penalty {head.penalty:g} is the last one tried; a better one may lie beyond it")
+        console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
     trials = [Trial(penalty, loss, head.accuracies.get(penalty)) for penalty, loss in head.losses.items()]
     return SolvedHead(head.weight.cpu(), head.bias.cpu(), train, trials)
 

@@ -110,7 +110,7 @@ def _check(place: str, info: zipfile.ZipInfo) -> None:
         raise UserError(f"{shown} is encrypted; unpack it with its password, and give the folder")
     if info.compress_type not in (STORED, DEFLATED, BZIP2):
         method = NAMES.get(info.compress_type, f"method {info.compress_type}")
-        raise UserError(f"{shown} is packed with {method}, which is not read; pack the folder again with Deflate")
+        raise UserError(f"{shown} is packed with {method}, which is not supported; pack the folder again with Deflate")
     # The upper 16 bits hold the Unix mode; 0o120000 is a symbolic link.
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
         raise UserError(f"{shown} is a symbolic link, and an archive must hold the file itself; pack it without -y")

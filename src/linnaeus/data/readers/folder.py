@@ -260,7 +260,7 @@ def _nothing(folder: str, split: str, path: Path) -> str:
     archive = next((entry.path for entry in files if is_archive(entry.path)), None)
     inner = next((entry.name for entry in files if Path(entry.name).suffix.lower() in (".zip", ".tar", ".gz")), None)
     if archive is None and inner is not None:
-        return f"{folder}: no images, but the archive {inner} inside it, which is not read there; unpack {folder}"
+        return f"{folder}: no images, but the archive {inner} inside it; nested archives are not read: unpack {folder}"
     if archive is not None and not folders:
         return f"{folder}: no images, but an archive; to read the images in it, give {archive} as the source"
     below = [entry.name for inner_folder in folders for entry in _list(inner_folder.path)[1]]

@@ -184,5 +184,5 @@ def with_task(table: Table, task: str | None) -> Table:
     if task != "multi-label" or table.labels.ndim == 2:
         return table
     labels = np.arange(len(table.classes)) == table.labels[:, None]
-    note = f"each image of {table.kind} has one label, and the others are learned as absent"
+    note = f"each image of {table.kind} has one label; all other labels are learned as absent"
     return dataclasses.replace(table, labels=labels, notes=(*table.notes, note))

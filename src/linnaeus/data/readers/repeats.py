@@ -56,8 +56,8 @@ def with_swapped_labels(table: Table) -> Table:
         if swapped:
             k = swapped[0]
             notes.append(
-                f"label {table.classes[k]!r} is that of folder {learned[k]!r} in train and of {other[k]!r} in {split}: "
-                "the labels of one split are wrong, and so are the figures on it"
+                f"label {table.classes[k]!r} stands for folder {learned[k]!r} in train but for {other[k]!r} in "
+                f"{split}: the labels of one split are wrong, and so are metrics on it"
             )
     return table.with_notes(*notes)
 

@@ -50,7 +50,7 @@ def unused_notes(root: str, loose: Sequence[str], folders: Sequence[str], parts:
         notes.append(f"{counted(len(loose), 'image')} outside of the class folders {verb} not used, such as {first}")
     if folders:
         names = [visible(os.path.relpath(folder, root)) for folder in folders]
-        notes.append(f"what lies beside the splits is not used: {listed(names)}")
+        notes.append(f"folders beside the splits are not used: {listed(names)}")
     for part in dict.fromkeys((root, *parts)):
         tables: list[str] = []
         with suppress(OSError):

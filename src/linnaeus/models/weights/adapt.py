@@ -42,13 +42,13 @@ def trained_arguments(
                 f"{source}: was trained with {key} = {value!r}, not {chosen[key]!r}; remove {key} from the arguments"
             )
         if value != defaults[key] and key != "config":
-            notes.append(f"network built with {key} = {value!r}, as the weights were trained")
+            notes.append(f"{key} = {value!r} is set to match the weights")
     # The tensors cannot tell where the stride sits: both kinds of bottleneck have the same shapes.
     bottlenecks = any(name.endswith(".conv3.weight") for name in tensors)
     if "stride_in" in defaults and bottlenecks and "stride_in" not in arguments and "stride_in" not in chosen:
         notes.append(
-            f"the file does not say which convolution of a block has the stride: assuming {defaults['stride_in']}; "
-            "set stride_in if that is wrong"
+            f"the file does not say which convolution of a bottleneck has the stride; assuming "
+            f"{defaults['stride_in']}; set stride_in if that is wrong"
         )
     return arguments, notes
 
@@ -153,7 +153,7 @@ def _adapt_head(tensors: dict[str, Tensor], initial: dict[str, Tensor], head_sta
         return [f"kept the head: the weights have the same {classes} classes"]
     tensors |= {name: initial[name] for name in ("fc.weight", "fc.bias")}
     if head_stages:
-        return [f"new head for {classes} classes, on {features} features of {', '.join(head_stages)}"]
+        return [f"new head for {classes} classes on {features} features of {', '.join(head_stages)}"]
     origin = f"the weights have {len(weight)}" if weight is not None else "the weights have no head"
     return [f"new head for {classes} classes ({origin})"]
 
@@ -167,7 +167,7 @@ def _adapt_channels(tensors: dict[str, Tensor], initial: dict[str, Tensor], firs
     if weight is None or initial[first].shape[1] != 1 or weight.ndim != 4 or weight.shape[1] != 3:
         return []
     tensors[first] = weight.sum(1, keepdim=True)
-    return [f"one input channel: summed {first} over the three colors"]
+    return [f"one input channel: {first} is summed over the three colors"]
 
 
 def _check_matches(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor], source: str) -> None:

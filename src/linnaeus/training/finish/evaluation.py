@@ -79,11 +79,11 @@ def long_dict(assessments: Assessments, table: Table) -> dict[str, Any]:
 
 def leak_lines(without_leaks: Mapping[str, Headline | None], unseen: np.ndarray | None) -> list[str]:
     """Lines for the terminal: the metrics without images that were seen before, and what these were not used for."""
-    before = "images that have a copy in an earlier split or that the initial weights were trained on"
+    before = "images with a copy in an earlier split or seen by the initial weights"
     lines = [f"{split:9} {clean or 'no image is left'}, without {before}" for split, clean in without_leaks.items()]
     if unseen is not None:
         count = counted(int((~unseen).sum()), "such validation image")
-        lines.append(f"fitted    model selection, calibration and thresholds, without {count}")
+        lines.append(f"excluded  {count} from model selection, calibration and thresholds")
     return lines
 
 
@@ -108,7 +108,7 @@ def certainty(assessment: Assessment, place: str) -> str:
     if after > (limit := max(assessment.metrics.ece_by_chance)):
         return f"{change}; calibration did not help: read probabilities as a ranking, not as chances of being right"
     n = counted(assessment.metrics.n, "image")
-    return f"{change}; no sign of wrong probabilities: on {n}, right ones would show up to {percent(limit)}"
+    return f"{change}; consistent with correct probabilities, which show up to {percent(limit)} by chance on {n}"
 
 
 def summary_split(assessments: Assessments) -> tuple[str, str]:

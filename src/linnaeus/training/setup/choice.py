@@ -61,7 +61,7 @@ def choose_recipe(table: Table, overrides: dict[str, Any], local: Sequence[str])
         return small
     n = len(table)
     if weights == "none":
-        return Choice(SCRATCH, f"{n} photographs, and a network without trained weights")
+        return Choice(SCRATCH, f"{n} photographs, and a network without pretrained weights")
     # Reversed, so that of several weights for one network the first in the list wins.
     by_model = {PRETRAINED[name].model: name for name in reversed(local) if name in PRETRAINED}
     for name in [model] if model else preferred_backbones(local):
@@ -79,8 +79,8 @@ def choose_recipe(table: Table, overrides: dict[str, Any], local: Sequence[str])
         return Choice(SCRATCH, f"{n} photographs, and there are no ImageNet weights for {model}")
     return Choice(
         SCRATCH,
-        f"{n} photographs, and no ImageNet weights{f' of {model}' if model else ''} on this machine; with them, far "
-        f"fewer images give a far better model: linnaeus weights pull {published[0]}",
+        f"{n} photographs, and no ImageNet weights{f' of {model}' if model else ''} on this machine, which would "
+        f"give a far better model from few images: linnaeus weights pull {published[0]}",
     )
 
 
@@ -94,13 +94,13 @@ def training_conflict(recipe: Recipe, before: Recipe) -> str | None:
         return None  # such a network loads weights itself
     if before.model.weights == "none" != weights and "all" in first.train:
         return (
-            f"recipe {before.name} is for networks without trained weights: it trains all stages with lr = {first.lr} "
-            f"from the first step, which overwrites much of {weights}; without --recipe, linnaeus chooses one that "
-            "keeps them"
+            f"recipe {before.name} is for networks without pretrained weights: it trains all stages with lr = "
+            f"{first.lr} from the first step, which overwrites much of {weights}; without --recipe, linnaeus chooses "
+            "one that keeps them"
         )
     if before.model.weights != "none" == weights and "all" not in first.train:
         return (
-            f"recipe {before.name} is for networks with trained weights: without them, the stages below "
+            f"recipe {before.name} is for networks with pretrained weights: without them, the stages below "
             f"{first.train[0]} stay random; use --recipe {SCRATCH}"
         )
     return None

@@ -46,7 +46,7 @@ class Trial:
     reason: str
 
 
-TOO_SHORT = Trial(FLOAT32, "the phase is too short for a trial of others")
+TOO_SHORT = Trial(FLOAT32, "the phase is too short to try others")
 
 
 def choose_precision(run: PhaseRun, engine: Engine, seconds: float) -> Trial:
