@@ -87,7 +87,7 @@ def test_a_head_on_several_stages_is_new_and_says_so(tmp_path: Path) -> None:
     torch.save(trained(), path)
     chosen = {"head_stages": ["layer2", "layer3"], "shortcut": "A"}
     loaded = load_weights("resnet20", str(path), classes=1000, arguments=chosen)
-    assert "new head for 1000 classes, on 96 features of layer2, layer3" in loaded.notes
+    assert "new head for 1000 classes on 96 features of layer2, layer3" in loaded.notes
     assert loaded.model.state_dict()["fc.weight"].shape == (1000, 96)
     file = tmp_path / "model.safetensors"
     wide = create("resnet20", 3, head_stages=["layer2", "layer3"])
