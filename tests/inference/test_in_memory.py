@@ -197,7 +197,7 @@ def test_an_evaluation_has_its_confusion_and_a_table(classifier: Classifier, tmp
     assert (found.confusion.sum(), np.trace(found.confusion)) == (found.n, found.correct)
     assert found.confusion.sum(1).tolist() == [4, 4, 4]
     table = found.to_pandas()
-    assert list(table.columns) == ["path", "true", "predicted", "probability", "correct", "unsure"]
+    assert list(table.columns) == ["path", "true", "predicted", "probability", "correct", "unsure", "unknown"]
     assert table["correct"].sum() == found.correct
     assert set(table["true"]) == {"name of 0", "name of 1", "name of 2"}
     assert f"{found.correct} of {found.n}" in found._repr_html_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 
 from linnaeus.errors import UserError
+from linnaeus.metrics.assessment import assess
 from linnaeus.metrics.bootstrap import WeightedSample
 from linnaeus.metrics.calibration import (
     BINS,
@@ -28,6 +30,8 @@ from linnaeus.metrics.calibration import (
     fit_temperature,
     reliability_diagram,
 )
+from linnaeus.metrics.ood import Thresholds
+from linnaeus.metrics.ood import choose_thresholds as choose_limits
 from linnaeus.metrics.outputs import Outputs, softmax
 from linnaeus.metrics.selective import choose_thresholds
 
@@ -254,3 +258,48 @@ def test_an_untrusted_calibration_is_checked(at: list[str], value: Any):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError):
         Calibration.from_dict([1], "m.safetensors")
+
+
+def test_an_unknown_image_chooses_no_threshold():
+    """One wrong answer with the largest probability made a model unsure of everything, even if it was never given."""
+    logits = np.zeros((40, 2), np.float32)
+    logits[:, 0] = np.linspace(2, 4, 40)
+    labels, distance = np.zeros(40, np.int64), np.full(40, 0.1)
+    logits[7, 0], labels[7], distance[7] = 30.0, 1, 0.9
+    out = Outputs(labels, logits, None, distance)
+    limits = Thresholds(distance=0.5, probability=0.0, n=40, accepted=39)
+    every = Calibration.fit(out, "valid", 1)
+    assert every.rule.answers == "none"
+    known = every.among_known(out, limits)
+    assert known.temperature == every.temperature
+    assert (known.rule.answers, known.rule.n, known.rule.unknown) == ("all", 39, 1)
+    assert known.rule.brief.startswith("never: 0 of 39 answers are wrong")
+    assert "1 of the 40 images get no answer because they are called unknown" in str(known.rule)
+    assert Calibration.from_dict(known.to_dict(), "m").rule == known.rule
+    assert choose_thresholds(Calibration.from_dict(known.to_dict(), "m").curve, 0.1).unknown == 1
+    # What is measured is the whole procedure, with any images.
+    found = assess(out, known, limits=limits).abstention
+    assert found.estimated is not None
+    assert (found.unknown, found.estimated.answered, found.estimated.wrong) == (1, 39, 0)
+    assert found.curve[-1]["coverage"] == 39 / 40
+    without = assess(out, known).abstention
+    assert without.estimated is not None
+    assert (without.unknown, without.estimated.answered, without.estimated.wrong) == (0, 40, 1)
+    everything = replace(limits, distance=0.01)
+    assert every.among_known(out, everything) is every, "no image is left to choose on"
+    assert assess(out, known, limits=everything).to_dict()["abstention"]["here"]["estimated"]["risk"] is None
+
+
+def test_the_test_holds_among_images_that_are_not_unknown():
+    """The limits are chosen on the same images, by their scores: of models with just too many errors among the answers,
+    at most 5 % pass."""
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(400):
+        logits = np.zeros((400, 2), np.float32)
+        logits[:, 0] = rng.uniform(2, 6, 400)
+        distance = rng.random(400)
+        labels = (rng.random(400) < np.where(distance > 0.95, 0.5, 0.0505)).astype(np.int64)
+        out = Outputs(labels, logits, None, distance)
+        limits = choose_limits(distance, None)
+        passed += Calibration.fit(out, "valid", 1, 0.05).among_known(out, limits).rule.tested is not None
+    assert passed <= 0.05 * 400

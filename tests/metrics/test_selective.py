@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from linnaeus.metrics.abstention import NO_ANSWER, OperatingPoint
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.risk_test import (
@@ -18,8 +19,6 @@ from linnaeus.metrics.risk_test import (
     required_samples,
 )
 from linnaeus.metrics.selective import (
-    NO_ANSWER,
-    OperatingPoint,
     aurc,
     candidate_counts,
     choose_thresholds,

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from killing import in_child
-from tiny import mini, write_idx, write_images, write_recipe, write_tiny_model
+from tiny import mini, settings, write_idx, write_images, write_recipe, write_tiny_model
 from torch import nn
 
+from linnaeus.console import Console
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
+from linnaeus.inference.evaluate import evaluate_model
 from linnaeus.inference.runners import Scores, network_scores
 from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
@@ -26,6 +29,7 @@ from linnaeus.models import Network
 from linnaeus.models.weights.files import read_weights
 from linnaeus.report.page import write_report
 from linnaeus.runs.predictions import read_predictions
+from linnaeus.runs.reader import read_run
 from linnaeus.training.finish.leave_class_out import leave_classes_out
 from linnaeus.training.finish.unknown import SAMPLE, balanced_sample, sample_size
 from linnaeus.training.run import Run, train
@@ -58,6 +62,34 @@ def test_the_run_accepts_its_kind_and_rejects_another(run: Run):
     assert 0 <= metrics["left_out_classes"]["auroc"]["combined"] <= 1
     assert metrics["trained_features"] is True
     assert "trained_features" not in metrics["left_out_classes"], "stated once"
+
+
+def test_every_count_is_of_the_same_procedure(tmp_path: Path):
+    """Unknown first, then unsure, then a class: in the rule, in the figures, in `evaluate` and in the report."""
+    write_idx(tmp_path / "idx", train=300, test=60)
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3}, **settings(split={"valid": 0.4}))
+    run = train(tmp_path / "idx", str(recipe), out=tmp_path / "run", draw=False)
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    rule, known = metrics["calibration"]["abstention"], metrics["unknown"]["known"]["valid"]
+    assert rule["n"] == known["accepted"] < known["n"] == rule["n"] + rule["unknown"]
+    model = load(run.path)
+    evaluation = evaluate_model(model, model.images(tmp_path / "idx", "test"), console=Console(silent=True))
+    assert evaluation is not None
+    assert evaluation.verdicts is not None
+    counts = evaluation.verdicts.to_dict()
+    here = metrics["test"]["abstention"]
+    assert here["unknown"] == counts["unknown"]["n"] > 0
+    point = here["here"]["promised"] or here["here"]["cautious"] or here["here"]["estimated"]
+    assert (point["answered"], point["wrong"]) == (
+        counts["class"]["n"],
+        counts["class"]["n"] - counts["class"]["correct"],
+    )
+    assert evaluation.assessment.to_dict()["abstention"]["here"] == here["here"]
+    contents = read_run(run.path)
+    found = Counter(contents.verdict(row) for row in contents.predictions["test"])
+    assert found == Counter({"": counts["class"]["n"], "unsure": counts["unsure"]["n"], "unknown": here["unknown"]})
+    frame = model.evaluate(tmp_path / "idx", "test").to_pandas()
+    assert frame["unknown"].sum() == here["unknown"]
     line = next(line for line in run.trust if line.startswith("unknown "))
     assert line.endswith("; optimistic: the features were trained on all classes)")
 

@@ -244,7 +244,6 @@ class Classifier:
 
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
-
         samples = Samples(images.rows, images.labels)
         outputs = outputs_of(self.run, self.preprocessing, samples, self.batches(images, group), group)
         return replace(outputs, groups=images.groups)
@@ -266,7 +265,8 @@ class Classifier:
         outputs = self.outputs(images)
         if self.several:
             return self.figures(outputs)  # type: ignore[return-value]
-        return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold)
+        limits = None if self.detector is None else self.detector.thresholds
+        return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold, limits)
 
     def true_class(self, path: str) -> int | None:
         """Index of the class that the image's folder is named after; None where no class has that name."""

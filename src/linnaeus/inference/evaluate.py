@@ -208,4 +208,13 @@ def _assess(
     fitted = images.calibrated_on
     if classifier.several:
         return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, fitting=unseen)
-    return assess(outputs, classifier.calibration, cross_fitted=fitted, fitting=unseen, target_risk=error, views=views)
+    limits = None if classifier.detector is None else classifier.detector.thresholds
+    return assess(
+        outputs,
+        classifier.calibration,
+        cross_fitted=fitted,
+        fitting=unseen,
+        target_risk=error,
+        views=views,
+        limits=limits,
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from linnaeus.inference.prediction import data_frame
 from linnaeus.inference.source import LabeledImages
 from linnaeus.metrics.classification import Figures, confusion_matrix, figures
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import is_unsure
 from linnaeus.text import html_table, percent
@@ -23,15 +24,24 @@ class MeasuredFigures(Figures):
     `names` are the display names of the classes in index order.
     """
 
-    def __init__(self, images: LabeledImages, outputs: Outputs, names: tuple[str, ...], threshold: float):
+    def __init__(
+        self,
+        images: LabeledImages,
+        outputs: Outputs,
+        names: tuple[str, ...],
+        threshold: float,
+        limits: Thresholds | None = None,
+    ):
         super().__init__(**vars(figures(outputs)))
         # The base class is frozen.
-        vars(self).update(images=images, outputs=outputs, names=names, threshold=threshold)
+        vars(self).update(images=images, outputs=outputs, names=names, threshold=threshold, limits=limits)
 
     images: LabeledImages
     outputs: Outputs
     names: tuple[str, ...]
     threshold: float
+    limits: Thresholds | None
+    """Thresholds beyond which an image is unknown; None if the model has none."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Figures) and self.to_dict() == other.to_dict()
@@ -44,9 +54,15 @@ class MeasuredFigures(Figures):
         return confusion_matrix(self.outputs.labels, self.outputs.predicted, len(self.names))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure. UserError if pandas is missing."""
+        """One row per image: path, true, predicted, probability, correct, unsure, unknown.
+
+        An unknown image is not answered, whether it is unsure or not. UserError if pandas is missing.
+        """
         out, table = self.outputs, self.images.table
-        rows = zip(self.images.indices.tolist(), out.labels, out.predicted, out.confidence, strict=True)
+        confidence = out.confidence
+        none = np.zeros(len(confidence), bool)
+        unknown = none if self.limits is None else self.limits.unknown(out.distances, confidence)
+        rows = zip(self.images.indices.tolist(), out.labels, out.predicted, confidence, unknown, strict=True)
         return data_frame(
             [
                 {
@@ -56,8 +72,9 @@ class MeasuredFigures(Figures):
                     "probability": float(probability),
                     "correct": bool(true == predicted),
                     "unsure": is_unsure(float(probability), self.threshold),
+                    "unknown": bool(beyond),
                 }
-                for i, true, predicted, probability in rows
+                for i, true, predicted, probability, beyond in rows
             ]
         )
 

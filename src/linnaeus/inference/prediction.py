@@ -68,8 +68,7 @@ class Prediction:
         """Whether the image belongs to none of the classes; False if the model has no thresholds for that."""
         if self.limits is None or self.probabilities is None:
             return False
-        distance = None if self.distance is None else np.array([self.distance])
-        return bool(self.limits.unknown(distance, np.array([self.probability]))[0])
+        return self.limits.is_unknown(self.distance, self.probability)
 
     @property
     def verdict(self) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.metrics.abstention import AbstentionRule, OperatingPoint
 from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
 from linnaeus.metrics.classification import Metrics, class_dicts, compute_metrics, point_estimates
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import AbstentionRule, OperatingPoint, aurc, choose_thresholds, risk_coverage_curve
+from linnaeus.metrics.selective import aurc, choose_thresholds, risk_coverage_curve
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Abstention:
     excess_aurc: float
     curve: list[dict[str, Any]]
     """Rows of the risk-coverage curve."""
+    unknown: int = 0
+    """Number of these images that the model calls unknown, and so does not answer."""
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """The summary for JSON, without the curve; n is the number of images."""
@@ -72,6 +76,7 @@ class Abstention:
         return {
             "rule": self.rule.to_dict(),
             "chosen_on": self.chosen_on or None,
+            "unknown": self.unknown,
             "here": {name: None if point is None else point.to_dict(n) for name, point in points.items()},
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
@@ -134,12 +139,14 @@ def assess(
     fitting: np.ndarray | None = None,
     target_risk: float | None = None,
     views: dict[str, Outputs] | None = None,
+    limits: Thresholds | None = None,
 ) -> Assessment:
     """Assess a model by its uncalibrated outputs on a split.
 
     `calibration` is the model's, if it has one. `cross_fitted`: these images fitted that calibration, so its effect is
     measured by cross-fitting; with `fitting` (n,) bool only these of them fitted it. `target_risk` of the abstention
     thresholds; by default that of the model. `views` are the calibrated outputs of test-time augmentation, by name.
+    `limits`: those of the model beyond which it calls an image unknown, which is then not answered.
     """
     calibrated = outputs if calibration is None else outputs.at(calibration.temperature)
     effects = {
@@ -149,7 +156,7 @@ def assess(
     return Assessment(
         compute_metrics(calibrated),
         _calibration_effect(outputs, calibration, cross_fitted, fitting),
-        _abstention(calibrated, calibration, target_risk, None if cross_fitted else 1),
+        _abstention(calibrated, calibration, target_risk, None if cross_fitted else 1, limits),
         effects,
     )
 
@@ -172,7 +179,11 @@ def _calibration_effect(
 
 
 def _abstention(
-    outputs: Outputs, calibration: Calibration | None, target_risk: float | None, candidates: int | None
+    outputs: Outputs,
+    calibration: Calibration | None,
+    target_risk: float | None,
+    candidates: int | None,
+    limits: Thresholds | None,
 ) -> Abstention:
     """Effect of the thresholds on calibrated outputs; without a calibration, of thresholds chosen on these outputs.
 
@@ -191,8 +202,10 @@ def _abstention(
     def measure(point: OperatingPoint | None) -> MeasuredPoint | None:
         return None if point is None else measure_at(point.threshold)
 
+    known = np.ones(len(correct), bool) if limits is None else ~limits.unknown(outputs.distances, confidence)
+
     def measure_at(threshold: float) -> MeasuredPoint:
-        answered = confidence >= threshold
+        answered = known & (confidence >= threshold)
         wrong = ~correct[answered]
         interval = proportion_interval(wrong, None if groups is None else groups[answered])
         return MeasuredPoint(threshold, int(answered.sum()), int(wrong.sum()), interval)
@@ -206,5 +219,6 @@ def _abstention(
         tested=measure(rule.tested),
         aurc=area,
         excess_aurc=excess,
+        unknown=int((~known).sum()),
         curve=[measure_at(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],
     )

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from linnaeus.errors import UserError
+from linnaeus.metrics.abstention import AbstentionRule, OperatingPoint
 from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import (
     TARGET_RISK,
-    AbstentionRule,
-    OperatingPoint,
     RiskCoverageCurve,
     choose_thresholds,
     risk_coverage_curve,
@@ -192,9 +192,33 @@ class Calibration:
         nothing, None if it is unknown.
         """
         temperature = fit_temperature(outputs)
-        scaled = outputs.at(temperature)
-        curve = risk_coverage_curve(scaled.confidence, scaled.correct, scaled.groups is not None, candidates)
+        return cls._of(temperature, outputs.at(temperature), split, candidates, target_risk)
+
+    @classmethod
+    def _of(
+        cls,
+        temperature: float,
+        scaled: Outputs,
+        split: str,
+        candidates: int | None,
+        target_risk: float,
+        unknown: int = 0,
+    ) -> Calibration:
+        """The thresholds for outputs that are divided by the temperature; `unknown` images are not among them."""
+        grouped = scaled.groups is not None
+        curve = risk_coverage_curve(scaled.confidence, scaled.correct, grouped, candidates, unknown)
         return cls(temperature, split, curve, choose_thresholds(curve, target_risk))
+
+    def among_known(self, outputs: Outputs, limits: Thresholds) -> Calibration:
+        """The same temperature, with thresholds chosen on those of the uncalibrated outputs that are not unknown."""
+        scaled = outputs.at(self.temperature)
+        known = ~limits.unknown(scaled.distances, scaled.confidence)
+        if not known.any():
+            return self
+        unknown = int((~known).sum())
+        return self._of(
+            self.temperature, scaled.take(known), self.split, self.rule.candidates, self.rule.target_risk, unknown
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What a model file holds under `calibration`."""
@@ -216,7 +240,8 @@ class Calibration:
             grouped = bool(abstention.get("grouped", False))
             candidates = None if abstention.get("candidates") is None else int(abstention["candidates"])
             answered, wrong = rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64)
-            curve = RiskCoverageCurve(n, rows[:, 0], answered, wrong, grouped, candidates)
+            unknown = int(abstention.get("unknown", 0))  # files of earlier versions counted unknown images in n
+            curve = RiskCoverageCurve(n, rows[:, 0], answered, wrong, grouped, candidates, unknown)
             estimated, tested = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
             cautious = _operating_point(abstention.get("cautious"), n)
             if candidates is None:  # a file that does not say for how many epochs its test holds
@@ -230,14 +255,13 @@ class Calibration:
         )
         # A fit ends within its range; a temperature far outside makes every answer certain, or all equal.
         fitted = MIN_TEMPERATURE * 0.99 <= temperature <= MAX_TEMPERATURE * 1.01
-        if not (valid and fitted and 0 < target_risk < 1):
+        if not (valid and fitted and 0 < target_risk < 1 and 0 <= unknown <= MAX_SAMPLES):
             raise UserError(
                 f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
                 f"{target_risk}); get a fresh copy"
             )
-        return cls(
-            temperature, split, curve, AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, cautious)
-        )
+        rule = AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, cautious, unknown)
+        return cls(temperature, split, curve, rule)
 
 
 def _is_curve(rows: np.ndarray, n: int) -> bool:

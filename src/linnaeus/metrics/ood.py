@@ -80,6 +80,10 @@ class Thresholds:
         near = ~(probability >= self.probability)  # NaN is unknown
         return near if self.distance is None or distance is None else near | ~(distance <= self.distance)
 
+    def is_unknown(self, distance: float | None, probability: float) -> bool:
+        """`unknown` for one image."""
+        return bool(self.unknown(None if distance is None else np.array([distance]), np.array([probability]))[0])
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for the model file."""
         return {

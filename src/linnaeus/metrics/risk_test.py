@@ -71,3 +71,8 @@ def _binomial_pmf(n: int, p: float, size: int) -> np.ndarray:
     """Probabilities of 0, 1 … successes in n trials, (size or fewer,): the tail below 1e-30 is cut off."""
     most = min(n, size - 1, math.ceil(n * p + 12 * math.sqrt(n * p * (1 - p)) + 30))
     return np.diff(bdtr(np.arange(most + 1), n, p), prepend=0.0)
+
+
+def adjusted(confidence: float, candidates: int | None) -> float:
+    """The confidence of each test so that it holds for all candidates together (union bound)."""
+    return 1 - (1 - confidence) / (candidates or 1)

@@ -14,7 +14,7 @@ cautious     Where none is tested because the sample also chose the model: the l
              the model had been fixed before. Nothing is guaranteed, but its risk exceeds the target less often than
              that of the estimated one.
 
-Where none exists the model answers no image: its threshold is NO_ANSWER.
+Where none exists the model answers no image: its threshold is abstention.NO_ANSWER.
 
 candidates   The test holds for a model that was fixed before the sample was drawn. Where the sample also chose the
              model, as validation chooses the best of k epochs, each epoch is tested at the level 5 % / k: by the
@@ -33,23 +33,22 @@ start is not counted, nor are settings that somebody chose by looking at validat
 there is one.
 There is no test for images in groups: errors within a group are correlated, and the binomial test assumes
 independent images.
+
+Images that the model calls unknown get no answer whatever their probability, so they choose no threshold: an error
+among them is none that a threshold has to prevent. The counts are those of the whole procedure, unknown images first.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.risk_test import CONFIDENCE, allowed_errors, required_samples
-from linnaeus.text import percent
+from linnaeus.metrics.abstention import AbstentionRule, OperatingPoint
+from linnaeus.metrics.risk_test import CONFIDENCE, adjusted, allowed_errors, required_samples
 
 TARGET_RISK = 0.02
 COVERAGES = 100  # coverages that are tested, in equal steps
-NO_ANSWER = 2.0
-"""The threshold of a model that answers no image: above every probability, and a number that JSON can hold."""
 
 
 @dataclass(frozen=True)
@@ -71,132 +70,8 @@ class RiskCoverageCurve:
     """Whether the images come in groups, which rules out the test."""
     candidates: int | None = 1
     """Number of models from which these images chose this one; None: unknown, which rules out the test too."""
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A threshold, and its effect on a set of images."""
-
-    threshold: float
-    answered: int
-    wrong: int
-
-
-@dataclass(frozen=True)
-class AbstentionRule:
-    """The thresholds for one target risk; None where no threshold qualifies."""
-
-    target_risk: float
-    """The largest acceptable share of errors among the answers, in 0..1."""
-    n: int
-    """Number of images on which the thresholds were chosen."""
-    estimated: OperatingPoint | None
-    tested: OperatingPoint | None
-    grouped: bool = False
-    """Whether these images came in groups, for which there is no test."""
-    candidates: int | None = 1
-    """Number of models from which these images chose this one; None: unknown, as in files of earlier versions."""
-    cautious: OperatingPoint | None = None
-    """None where a threshold is tested, too."""
-
-    @property
-    def applied(self) -> OperatingPoint | None:
-        """The threshold in use: the tested one, else the cautious one, else the estimated one."""
-        return self.tested or self.cautious or self.estimated
-
-    @property
-    def threshold(self) -> float:
-        """The model abstains below this probability; NO_ANSWER where no threshold qualifies."""
-        return NO_ANSWER if self.applied is None else self.applied.threshold
-
-    @property
-    def answers(self) -> str:
-        """Which images the model answers: `all`, `some` or `none`."""
-        if self.applied is None:
-            return "none"
-        return "some" if self.applied.threshold > 0 else "all"
-
-    @property
-    def notice(self) -> str:
-        """What to say first of a model that answers no image; empty for the others."""
-        if self.applied is not None:
-            return ""
-        share = percent(self.target_risk, 0, exact=True)
-        more = min(5 * self.target_risk, (1 + self.target_risk) / 2)
-        return (
-            f'no threshold keeps wrong answers to {share} or fewer, so this model answers "unsure" to every image; '
-            f"train with more images, or allow more errors (--set error={more:g})"
-        )
-
-    @property
-    def brief(self) -> str:
-        """The rule in a short line for the terminal; `str(self)` has the reasons and the interval."""
-        point, share = self.applied, percent(self.target_risk, 0, exact=True)
-        if point is None:
-            return self.notice
-        if point.threshold == 0:
-            text = f"never: {point.wrong} of {self.n} images are wrong"
-        else:
-            text = f"below {percent(point.threshold, exact=True)}: {point.answered} of {self.n} answered, "
-            text += f"{point.wrong} wrong"
-        tested = "tested" if self.tested is not None else f"not tested, because {self.why_not_tested}"
-        return f"{text} ({share} are allowed; {tested})"
-
-    def __str__(self) -> str:
-        point, share = self.applied, percent(self.target_risk, 0, exact=True)
-        if point is None:
-            return f"always: even among the most confident of {self.n} answers more than {share} are wrong"
-        if point.threshold == 0:
-            text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
-        else:
-            aim = (
-                "so that at most {} of the answers are wrong" if self.tested else "aiming for at most {} wrong answers"
-            )
-            text = f"below {percent(point.threshold, exact=True)}, {aim.format(share)}: "
-            text += f"{point.answered} of {self.n} answered ({percent(point.answered / self.n)}), {point.wrong} wrong; "
-        if self.tested is not None:
-            chosen = "" if self.candidates == 1 else f", although they also chose the best of {self.candidates} epochs"
-            share = percent(1 - CONFIDENCE, 0)
-            return f"{text}tested: a model with more errors would pass this test in at most {share} of samples{chosen}"
-        text = f"{text}only an estimate: {self.why_not_tested}"
-        if self.grouped:  # the interval of independent images would be too narrow
-            return text
-        low, high = wilson(point.wrong, point.answered)
-        return f"{text}; the 95 % interval of the share of wrong answers is {percent(low)} to {percent(high)}"
-
-    @property
-    def why_not_tested(self) -> str:
-        """Why no threshold passed the test, in words."""
-        if self.grouped:
-            return "the images come in groups, whose errors are correlated"
-        if self.candidates is None:
-            return "the number of epochs from which these images selected the model is not recorded"
-        required = self.required
-        if self.n < required:
-            chosen = "" if self.candidates == 1 else f" after choosing the best of {self.candidates} epochs on them"
-            return f"at least {required} images are needed{chosen}"
-        return "no threshold passes the test"
-
-    @property
-    def required(self) -> int:
-        """The smallest number of images that could pass the test."""
-        return required_samples(self.target_risk, _level(CONFIDENCE, self.candidates))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The rule for JSON and for the model file."""
-        return {
-            "error": self.target_risk,
-            "confidence": CONFIDENCE,
-            "n": self.n,
-            "smallest_n": self.required,
-            "grouped": self.grouped,
-            "candidates": self.candidates,
-            "estimated": None if self.estimated is None else asdict(self.estimated),
-            "cautious": None if self.cautious is None else asdict(self.cautious),
-            "promised": None if self.tested is None else asdict(self.tested),
-            "threshold": None if self.applied is None else self.threshold,
-            "answers": self.answers,
-        }
+    unknown: int = 0
+    """Number of images beside the n that the model calls unknown, and so does not answer."""
 
 
 def is_unsure(probability: float, threshold: float) -> bool:
@@ -213,9 +88,12 @@ def candidate_counts(n: int) -> np.ndarray:
 
 
 def risk_coverage_curve(
-    confidence: np.ndarray, correct: np.ndarray, grouped: bool = False, candidates: int | None = 1
+    confidence: np.ndarray, correct: np.ndarray, grouped: bool = False, candidates: int | None = 1, unknown: int = 0
 ) -> RiskCoverageCurve:
-    """The curve of n images from the probability of the predicted class, (n,), and whether it is right, (n,) bool."""
+    """The curve of n images from the probability of the predicted class, (n,), and whether it is right, (n,) bool.
+
+    `unknown`: number of images beside them that the model calls unknown.
+    """
     order = np.argsort(-confidence, kind="stable")
     confidence, errors = confidence[order], np.cumsum(~correct[order])
     n = len(confidence)
@@ -226,7 +104,7 @@ def risk_coverage_curve(
     following = np.append(confidence, -confidence[-1])[answered]
     thresholds = (confidence[answered - 1] + following) / 2
     wrong = errors[answered - 1].astype(np.int64)
-    return RiskCoverageCurve(n, thresholds, answered.astype(np.int64), wrong, grouped, candidates)
+    return RiskCoverageCurve(n, thresholds, answered.astype(np.int64), wrong, grouped, candidates, unknown)
 
 
 def aurc(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, float]:
@@ -255,7 +133,7 @@ def choose_thresholds(
     estimated = np.flatnonzero(curve.wrong + overall <= target_risk * (curve.answered + 1) + 1e-9)
     tested = cautious = np.array([], np.int64)
     if not curve.grouped and curve.candidates is not None:
-        tested = _passing(curve, target_risk, _level(confidence, curve.candidates))
+        tested = _passing(curve, target_risk, adjusted(confidence, curve.candidates))
     if not curve.grouped and curve.candidates != 1 and not len(tested):
         cautious = _passing(curve, target_risk, confidence)
 
@@ -267,7 +145,14 @@ def choose_thresholds(
         return OperatingPoint(float(curve.thresholds[row]), int(curve.answered[row]), int(curve.wrong[row]))
 
     return AbstentionRule(
-        target_risk, curve.n, last(estimated), last(tested), curve.grouped, curve.candidates, last(cautious)
+        target_risk,
+        curve.n,
+        last(estimated),
+        last(tested),
+        curve.grouped,
+        curve.candidates,
+        last(cautious),
+        curve.unknown,
     )
 
 
@@ -282,8 +167,3 @@ def _passing(curve: RiskCoverageCurve, target_risk: float, confidence: float) ->
     # With equal confidences more images are answered than the tested count, and there is no limit for that number.
     allowed = np.array([limit_at.get(count, -1) for count in curve.answered.tolist()])
     return np.flatnonzero(curve.wrong <= allowed)
-
-
-def _level(confidence: float, candidates: int | None) -> float:
-    """The confidence of each test so that it holds for all candidates together (union bound)."""
-    return 1 - (1 - confidence) / (candidates or 1)

@@ -132,7 +132,8 @@ def risk_coverage(curve: Sequence[dict[str, Any]], allowed: float, threshold: fl
         annotation_clip=False,
         **muted(FONTS),
     )
-    about = f"If every image is answered, {typeset_percent(risk[-1], 1)} of the answers are wrong. "
+    most = "every image" if coverage[-1] == 1 else f"each of the {typeset_percent(coverage[-1], 1)} not called unknown"
+    about = f"If {most} is answered, {typeset_percent(risk[-1], 1)} of the answers are wrong. "
     if point is None:
         about += "No threshold keeps the error rate within the limit, so the model answers no image."
     else:

@@ -131,23 +131,30 @@ def abstention(result: Abstention, n: int) -> list[str]:
     if (rule.candidates or 1) > 1:
         source += f", which also chose the best of {rule.candidates} epochs"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
+    if result.unknown:
+        lines.append(f"  unknown    {result.unknown} of {n} get no answer, whatever their probability")
     for name, point in (("tested", result.tested), ("cautious", result.cautious), ("estimated", result.estimated)):
         if name != "cautious" or point is not None:
             lines.append(f"  {name:10} " + (_no_threshold(result, name) if point is None else _effect(point, n)))
     area, excess = result.aurc, result.excess_aurc
-    lines.append(f"  area under the risk-coverage curve {area:.4f}, of which {excess:.4f} due to imperfect ranking")
+    every = " of all images, by their probability alone," if result.unknown else ""
+    lines.append(
+        f"  area under the risk-coverage curve{every} {area:.4f}, of which {excess:.4f} due to imperfect ranking"
+    )
     return lines
 
 
 def _effect(point: MeasuredPoint, n: int) -> str:
     low, high = point.risk_ci95
     interval = f"95 % interval {percent(low)} to {percent(high)}"
-    if point.threshold == 0:
+    if point.threshold == 0 and point.answered == n:
         return f"all images answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)}, {interval})"
     wrong = ""
     if point.answered:
         wrong = f", {point.wrong} of them wrong ({percent(point.wrong / point.answered)}, {interval})"
     answered = f"{point.answered} of {n} answered ({percent(point.answered / n)})"
+    if point.threshold == 0:
+        return f"never unsure: {answered}{wrong}"
     return f"unsure below {percent(point.threshold, exact=True)}: {answered}{wrong}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from linnaeus.metrics.selective import is_unsure
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
@@ -24,7 +23,8 @@ class ShownPrediction:
     probability: str
     probability_of_true: str
     correct: bool
-    unsure: bool
+    verdict: str
+    """What the model answers instead: `unknown`, `unsure` or nothing."""
 
 
 def shown_prediction(
@@ -46,5 +46,5 @@ def shown_prediction(
         probability=probability_percent(row.probability, typeset=True),
         probability_of_true=probability_percent(row.probability_of_true, typeset=True),
         correct=row.correct,
-        unsure=is_unsure(row.probability, run.threshold),
+        verdict=run.verdict(row),
     )

@@ -29,11 +29,10 @@ SPLITS = {"valid": "validation", "test": "test"}
 
 def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | None:
     """The variables of the section; None for a run whose model does not recognize unknown images."""
-    entry, measured = run.model.unknown, run.metrics.get("unknown") or {}
+    limits, measured = run.limits, run.metrics.get("unknown") or {}
     rows = run.predictions.get("valid", [])
-    if entry is None or not rows:
+    if limits is None or not rows:
         return None
-    limits = Thresholds(**entry["thresholds"])
     distance, probability = scores_of(rows)
     nearest = nearest_images(rows, limits)
     positions = {key: [images.find(row.sample) for row, _ in part] for key, part in nearest.items()}

@@ -14,8 +14,10 @@ import numpy as np
 
 from linnaeus.data.table import SPLITS
 from linnaeus.errors import UserError, no_run
+from linnaeus.metrics.abstention import NO_ANSWER
 from linnaeus.metrics.classification import confusion_matrix
-from linnaeus.metrics.selective import NO_ANSWER
+from linnaeus.metrics.ood import Thresholds
+from linnaeus.metrics.selective import is_unsure
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
@@ -109,6 +111,17 @@ class RunContents:
         if abstention is None:
             return 0.0
         return NO_ANSWER if abstention.get("threshold") is None else float(abstention["threshold"])
+
+    @cached_property
+    def limits(self) -> Thresholds | None:
+        """The thresholds beyond which an image is unknown; None for a model without."""
+        return None if self.model.unknown is None else Thresholds(**self.model.unknown["thresholds"])
+
+    def verdict(self, row: PredictionRow) -> str:
+        """What the model answers instead of the most likely class: `unknown`, else `unsure`, else empty."""
+        if self.limits is not None and self.limits.is_unknown(row.distance, row.probability):
+            return "unknown"
+        return "unsure" if is_unsure(row.probability, self.threshold) else ""
 
     @cached_property
     def confusion(self) -> np.ndarray:

@@ -25,7 +25,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import TARGET_RISK
+from linnaeus.metrics.selective import TARGET_RISK, is_unsure
 from linnaeus.runs import predictions
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
@@ -125,26 +125,33 @@ class FinalEvaluation:
         candidates: int,
         unseen: np.ndarray | None = None,
         target_risk: float = TARGET_RISK,
+        recognize: Callable[[dict[str, Outputs], float], Recognition] | None = None,
     ):
         """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
 
         With `unseen`, (n,) bool, only these validation images chose it and fit the calibration. `target_risk` is the
-        share of wrong answers that is allowed among the images that the model is sure of.
+        share of wrong answers that is allowed among the images that the model is sure of. `recognize` chooses, from
+        the calibrated outputs by split and the temperature, what is unknown: such images choose no other threshold.
         """
         self.unseen = unseen
-        self.calibration = Calibration.fit(kept(outputs["valid"], unseen), "valid", candidates, target_risk)
+        fit = kept(outputs["valid"], unseen)
+        self.calibration = Calibration.fit(fit, "valid", candidates, target_risk)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
+        self.recognition = None if recognize is None else recognize(self.calibrated, self.calibration.temperature)
+        limits = None if self.recognition is None else self.recognition.thresholds
+        if limits is not None:
+            self.calibration = self.calibration.among_known(fit, limits)
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         # Validation fitted the calibration, so its calibrated metrics are cross-fitted.
         self.assessments = {
-            split: assess(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            split: assess(
+                out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen), limits=limits
+            )
             for split, out in outputs.items()
         }
         self.without_leaks: dict[str, Figures | None] = {}
         """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
         splits with such images."""
-        self.recognition: Recognition | None = None
-        """How unknown images are recognized, once it is known."""
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""
@@ -157,10 +164,13 @@ class FinalEvaluation:
         """The headline metrics of calibrated outputs."""
         return figures(calibrated)
 
-    @property
-    def threshold(self) -> float:
-        """The probability from which on the model answers."""
-        return self.calibration.rule.threshold
+    def verdict(self, outputs: Outputs, i: int) -> str:
+        """What the model answers to image i of calibrated outputs instead of a class: `unknown`, `unsure` or empty."""
+        one = outputs.take(np.array([i]))
+        limits = None if self.recognition is None else self.recognition.thresholds
+        if limits is not None and limits.unknown(one.distances, one.confidence)[0]:
+            return "unknown"
+        return "unsure" if is_unsure(float(one.confidence[0]), self.calibration.rule.threshold) else ""
 
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json: the splits, and the calibration without its curve."""
@@ -179,8 +189,8 @@ class FinalEvaluation:
             *leak_lines(self.without_leaks, self.unseen),
             f"certainty {certainty(self.assessments[split], place)}",
             *([f"certainty {failure}"] if failure else []),
-            f"unsure    {self.calibration.rule.brief}",
             *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
+            f"unsure    {self.calibration.rule.brief}",
         ]
 
     @property

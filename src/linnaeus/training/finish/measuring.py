@@ -17,7 +17,7 @@ from linnaeus.models import Network
 from linnaeus.stores.frozen import stored
 from linnaeus.training.finish.evaluation import FinalEvaluation
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
-from linnaeus.training.finish.unknown import recognition, references_of, training_features, with_thumbnails
+from linnaeus.training.finish.unknown import Recognition, recognition, references_of, training_features, with_thumbnails
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
@@ -36,17 +36,11 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     features = training_features(prepared, network, streams)
     references = references_of(features)
     thumbnails, outputs = with_thumbnails(prepared, features, _outputs(prepared, network, references))
-    evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK)
-    evaluation.recognition = recognition(
-        features,
-        references,
-        thumbnails,
-        evaluation.calibrated,
-        evaluation.calibration.temperature,
-        header.classes,
-        unseen,
-    )
-    return evaluation
+
+    def recognize(calibrated: dict[str, Outputs], temperature: float) -> Recognition:
+        return recognition(features, references, thumbnails, calibrated, temperature, header.classes, unseen)
+
+    return FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
 
 
 def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:

@@ -11,7 +11,6 @@ import torch
 
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.metrics.selective import is_unsure
 from linnaeus.runs.penalties import read_penalties
 from linnaeus.stores.samples import stored_row
 from linnaeus.text import selection_title
@@ -95,5 +94,5 @@ def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -
         predicted=names[predicted],
         probability=probability,
         true=names[int(out.labels[i])],
-        note="unsure" if is_unsure(probability, evaluation.threshold) else None,
+        note=evaluation.verdict(out, i) or None,
     )
