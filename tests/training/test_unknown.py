@@ -259,6 +259,9 @@ def test_a_class_that_is_unlike_the_others_is_recognized():
     assert easy.combined.mean() > 0.95
     assert 0.35 < hard.combined.mean() < 0.65
     assert easy.known == 4 * 30
+    # In words that need no curve: few images of the strange class pass, or as many as of the known ones.
+    assert easy.accepted.mean() < 0.2 < 0.8 < hard.accepted.mean()
+    assert easy.to_dict(("a", "b", "c", "d"))["accepted_by_class"] == easy.accepted.tolist()
     assert leave_classes_out(apart[:80], labels[:80]) is None, "two classes: nothing is left to choose between"
 
 
@@ -325,6 +328,11 @@ def test_folders_of_outside_images_are_measured_apart(run: Run, say, tmp_path: P
     assert lines[2].split()[0] == kinds[0]["kind"]
     assert "near kinds, measured in training: 3 of 3 classes were left out, one at a time" in said.out
     assert "optimistic: the features were trained on all classes" in said.out
+    share = json.loads((run.path / "metrics.json").read_text())["unknown"]["left_out_classes"]["accepted"]
+    assert f"  let through  {100 * share:.1f} % of their images" in said.out
+    assert (
+        f"of a class that was left out of training, {100 * share:.0f} % of the images are accepted too" in run.trust[-2]
+    )
 
 
 def test_a_model_that_cannot_tell_refuses_to_measure_outside(say, tmp_path: Path):

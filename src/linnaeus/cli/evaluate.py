@@ -130,7 +130,7 @@ def _copies(console: Console, table: Table) -> tuple[np.ndarray, dict[str, np.nd
 def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file: str | None) -> None:
     """Print an evaluation and what was measured outside, and write both to `json_file` if one is given."""
     from linnaeus.files import write_text
-    from linnaeus.inference.outside import near_line
+    from linnaeus.inference.outside import detector_of
     from linnaeus.metrics.label_assessment import LabelAssessment
     from linnaeus.report import evaluation_text, label_text
 
@@ -149,7 +149,7 @@ def _write_evaluation(evaluation: Evaluation, outside: list[Outside], json_file:
         echo_text(f"\n{evaluation_text.slices(evaluation.column, evaluation.slices)}")
     for rejection in outside:
         echo_text(f"\n{rejection.render()}")
-    if outside and (line := near_line(classifier)):
+    if outside and (line := detector_of(classifier).near_kinds()):
         echo_text(f"\n{line}")
     if json_file:
         more = {"outside": [rejection.to_dict() for rejection in outside]} if outside else {}

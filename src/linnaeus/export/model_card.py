@@ -82,7 +82,8 @@ def _values(classifier: Classifier) -> dict[str, Any]:
         "measured": [
             (split, about.metrics[split]) for split in ("valid", "test") if "accuracy" in about.metrics.get(split, {})
         ],
-        "recognizes": classifier.detector is not None,
+        "recognizes": (detector := classifier.detector) is not None,
+        "left_out": {} if detector is None else detector.measured.get("left_out_classes") or {},
         "dataset_type": DATASET_TYPE.get(kind := about.data.get("kind", "folder"), kind),
         "dataset": f"{about.recipe.get('name', 'images')}, {len(about.classes)} classes",
         "start": "from scratch" if weights in (None, "none") else f"starting from the weights `{weights}`",

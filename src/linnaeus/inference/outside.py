@@ -23,7 +23,7 @@ from linnaeus.inference.membership import Membership, held_in
 from linnaeus.inference.perceptual import RunHashes, comparable, statistics_of_table
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
-from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
+from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import align, fraction, fraction_range, percent, shorten
 
@@ -202,20 +202,6 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
         Outside.of(folder, thresholds, scores, *_scores_of_files(classifier, folder, of_class, console))
         for folder in folders
     ]
-
-
-def near_line(classifier: Classifier) -> str:
-    """How well images of similar kinds are recognized, as training measured it; empty where it could not."""
-    measured = detector_of(classifier).measured.get("left_out_classes")
-    if not measured:
-        return ""
-    area, interval = fraction(measured["auroc"]["combined"]), fraction_range(*measured["auroc_ci95"])
-    optimistic = OPTIMISTIC if measured.get("trained_features") else ""
-    return (
-        f"near kinds, measured in training: {len(measured['classes'])} of {measured['of']} classes were left out, one "
-        f"at a time\n  both  AUROC {area} (95 % interval {interval}), "
-        f"{measured['unknown']:,} images against {measured['known']:,} known ones{optimistic}"
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from linnaeus.errors import UserError
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.thumbnails import SIDE, Thumbnails
+from linnaeus.text import fraction, fraction_range, percent
 
 PREFIX = "unknown."
 """Names of the tensors that are no weights of the network."""
@@ -39,6 +40,27 @@ class UnknownDetector:
         if self.thresholds.distance is None or has_distance:
             return ""
         return "this export has no distance: it recognizes unknown images by their probability alone, unlike its model"
+
+    def near_kinds(self) -> str:
+        """How well images of similar kinds are recognized, as training measured it; empty where it could not."""
+        measured = self.measured.get("left_out_classes")
+        if not measured:
+            return ""
+        area, interval = fraction(measured["auroc"]["combined"]), fraction_range(*measured["auroc_ci95"])
+        optimistic = OPTIMISTIC if measured.get("trained_features") else ""
+        turns = f"{len(measured['classes'])} of {measured['of']} classes were left out, one at a time"
+        lines = [f"near kinds, measured in training: {turns}"]
+        if "accepted" in measured:  # not in files of earlier versions
+            low, high = measured["accepted_ci95"]
+            lines.append(
+                f"  let through  {percent(measured['accepted'])} of their images (95 % interval {percent(low)} to "
+                f"{percent(high)}), where 95 % of the known images are accepted{optimistic}"
+            )
+        lines.append(
+            f"  both  AUROC {area} (95 % interval {interval}), {measured['unknown']:,} images against "
+            f"{measured['known']:,} known ones{optimistic if len(lines) == 1 else ''}"
+        )
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `unknown` of a model file."""

@@ -89,15 +89,26 @@ def _left_out(run: RunContents, measured: dict[str, Any] | None) -> dict[str, An
     if not measured:
         return None
     names = [run.name_of(label) if label in run.class_index else label for label in measured["classes"]]
-    by_class = sorted(zip(measured["auroc_by_class"], names, strict=True))
+    areas = measured["auroc_by_class"]
+    shares = measured.get("accepted_by_class")  # not in runs of earlier versions
+    # The worst first: those of which most images pass as known.
+    by_class = sorted(zip([1 - a for a in areas] if shares is None else shares, areas, names, strict=True))[::-1]
     return {
         "auroc": fraction(measured["auroc"]["combined"]),
         "interval": fraction_range(*measured["auroc_ci95"]),
         "known": measured["known"],
         "unknown": measured["unknown"],
         "of": measured["of"],
+        "accepted": None if shares is None else typeset_percent(measured["accepted"]),
+        "accepted_interval": None if shares is None else [typeset_percent(end) for end in measured["accepted_ci95"]],
         "rows": [
-            (name, fraction(area), IntervalBar.of(f"{name}: {fraction(area)}", area, None)) for area, name in by_class
+            (
+                name,
+                fraction(area),
+                None if shares is None else typeset_percent(share),
+                None if shares is None else IntervalBar.of(f"{name}: {typeset_percent(share)}", share, None),
+            )
+            for share, area, name in by_class
         ],
     }
 

@@ -7,7 +7,7 @@
                     without_leaks, the metrics of the images that were not seen before, if others were
     calibration     the temperature, and the probability from which on the model answers
     unknown         thresholds above which an image is unknown, what they accept of each split, and how well images of
-                    a class that is left out are recognized (AUROC, by class in turn)
+                    a class that is left out are recognized (share accepted and AUROC, by class in turn)
     source          path and kind of the data
     selected_on     the split that chose the best epoch
     best            the metric that chose the best epoch, and its phase and number

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from linnaeus.metrics.intervals import student_quantile
-from linnaeus.metrics.ood import auroc, combined_scores, distances
+from linnaeus.metrics.ood import auroc, choose_thresholds, combined_scores, distances
 from linnaeus.metrics.outputs import softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.models.logistic_regression import Problems, logits, solve
@@ -30,7 +30,8 @@ FEWEST = 4  # images of a class that takes part
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Areas under the ROC curve (known images against those of the class that was left out), a value per turn."""
+    """Of each turn: the share of the left-out class that passes as known, and areas under the ROC curve against the
+    known images."""
 
     classes: list[int]
     """The classes that were left out, by index."""
@@ -41,6 +42,9 @@ class LeftOut:
     """With the compact references."""
     combined: np.ndarray
     """Of the two scores together, as the model uses them, without thumbnails."""
+    accepted: np.ndarray
+    """Share of the images of the left-out class that thresholds accept as known, in 0..1: those that accept 95 % of the
+    judged images of the other classes, chosen as the model's own."""
     known: int
     """Judged images of known classes, over all turns."""
     unknown: int
@@ -54,6 +58,9 @@ class LeftOut:
             "of": self.of,
             "known": self.known,
             "unknown": self.unknown,
+            "accepted": float(self.accepted.mean()),
+            "accepted_ci95": list(mean_interval(self.accepted)),
+            "accepted_by_class": self.accepted.tolist(),
             "auroc": {name: float(values.mean()) for name, values in areas.items()},
             "auroc_ci95": list(mean_interval(self.combined)),
             "auroc_by_class": self.combined.tolist(),
@@ -99,9 +106,9 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray) -> LeftOut | Non
     left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
     z = _class_logits(features, labels, judged, left)
     turns = [_turn(features, labels, judged, int(c), z[:, i]) for i, c in enumerate(left)]
-    probability, distance, combined = np.array([turn[0] for turn in turns]).T
+    probability, distance, combined, accepted = np.array([turn[0] for turn in turns]).T
     known, unknown = np.array([turn[1] for turn in turns]).sum(0).tolist()
-    return LeftOut(present[left].tolist(), len(present), probability, distance, combined, known, unknown)
+    return LeftOut(present[left].tolist(), len(present), probability, distance, combined, accepted, known, unknown)
 
 
 def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: np.ndarray) -> np.ndarray:
@@ -137,15 +144,17 @@ def _principal_directions(x: torch.Tensor) -> torch.Tensor:
 def _turn(
     features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: int, z: np.ndarray
 ) -> tuple[list[float], tuple[int, int]]:
-    """(AUROC by probability, by distance and by both; numbers of known and unknown images)."""
+    """(AUROC by probability, distance and both, share of unknown images accepted; numbers of known and unknown)."""
     inside, known, unknown = ~judged & (labels != left), judged & (labels != left), labels == left
     confidence = softmax(np.delete(z, left, 1)).max(1)
     compact = reference_vectors(features[inside], labels[inside])
     distance = distances(features, compact)
     scores = [(-confidence[part], distance[part]) for part in (known, unknown)]
+    limits = choose_thresholds(distance[known], confidence[known])
     areas = [
         auroc(scores[0][0], scores[1][0]),
         auroc(scores[0][1], scores[1][1]),
         auroc(combined_scores(scores[0], scores[0]), combined_scores(scores[0], scores[1])),
+        float((~limits.unknown(distance[unknown], confidence[unknown])).mean()),
     ]
     return areas, (int(known.sum()), int(unknown.sum()))

@@ -19,7 +19,7 @@ from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbna
 from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
-from linnaeus.text import fraction, fraction_range, percent
+from linnaeus.text import percent
 from linnaeus.training.finish.cross_validated import cross_validated_thresholds
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
@@ -140,9 +140,11 @@ class Recognition:
             target, assured = percent(limits.target, 0), percent(limits.assured, 0)
             text += f" (too few to guarantee {target} of new images; {assured} are sure)"
         if self.left_out is not None:
-            areas = self.left_out.combined
-            text += f"; a class that was left out has AUROC {fraction(areas.mean())}"
-            text += f" ({fraction_range(*mean_interval(areas))}{OPTIMISTIC if self.trained_features else ''})"
+            accepted = self.left_out.accepted
+            low, high = mean_interval(accepted)
+            text += f"; of a class that was left out of training, {percent(accepted.mean(), 0)} of the images are"
+            text += f" accepted too ({percent(low, 0)} to {percent(high, 0)}"
+            text += f"{OPTIMISTIC if self.trained_features else ''})"
         return text
 
 
