@@ -1,6 +1,11 @@
-"""Linnaeus: from a folder of images to a classifier you can read, trust and ship.
+"""Train an image classifier on a folder of images, evaluate it, and use it.
 
-The public names are imported when they are first used, so that `import linnaeus` costs next to nothing.
+    run = linnaeus.train("photos")                  # one folder per class; writes a run folder
+    model = linnaeus.load(run.path)
+    model.predict("rose.jpg").top(5)                # [("rose", 0.93), ...]
+    model.evaluate("photos", split="valid").accuracy
+
+The public names are imported on first use, so that `import linnaeus` itself is fast.
 """
 
 from __future__ import annotations

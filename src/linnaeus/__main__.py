@@ -1,4 +1,4 @@
-"""The command: `linnaeus`, and python -m linnaeus for torchrun and for where the entry point is not on the path."""
+"""Entry point: the `linnaeus` command, also as `python -m linnaeus`, for torchrun and where it is not on the path."""
 
 import atexit
 import gc

@@ -1,4 +1,4 @@
-"""What the environment variables say that concern files and the network."""
+"""Environment variables that concern files and the network."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Preprocessing:
 
 
 def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
-    """The image back from a normalized tensor: (C, H, W) or (N, C, H, W) -> (…, H, W, C) uint8, clipped to 0..255."""
+    """Invert the normalization: (C, H, W) or (N, C, H, W) -> pixels (…, H, W, C) uint8, clipped to 0..255."""
     if x.ndim not in (3, 4) or x.shape[-3] != len(mean):
         raise UserError(f"denormalise: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
     m = torch.tensor(mean, device=x.device).view(-1, 1, 1)

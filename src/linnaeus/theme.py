@@ -1,4 +1,4 @@
-"""Colors and fonts of everything that people see: the pages, the report, the figures and the documentation.
+"""Colors and fonts of all visible output: pages, report, figures and documentation.
 
 A page includes `style_sheet()` and names colors as `var(--NAME)`. Figures are drawn in the colors of `PRINT`.
 """

@@ -1,4 +1,4 @@
-"""Padded random crops and flips for a device: the numbers of a whole epoch at once, and one lookup for each batch.
+"""Padded random crops and flips on the device: random numbers drawn once per epoch, one lookup per batch.
 
 The general way of `pipeline.py` draws and moves the numbers of every batch, which takes the host longer than a GPU
 needs to train a small network on it. Crops of whole pixels need no resampling: a batch is three operations there.

@@ -1,4 +1,4 @@
-"""Augmentations that are not linear maps: each filter runs over the samples that drew it.
+"""Augmentations that are not linear maps: each filter runs over the samples that it was drawn for.
 
 Input and output are (N, C, H, W) float32 in 0..255.
 """

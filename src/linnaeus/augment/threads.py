@@ -1,4 +1,4 @@
-"""Threads that divide the samples of a batch, instead of threads inside each operation.
+"""Divide the samples of a batch among threads, instead of using threads inside each operation.
 
 An operation on one image takes some 50 microseconds: too little to be worth sharing, and where other programs use the
 cores as well, threads that wait for one another after each operation made augmentation 30 times slower.

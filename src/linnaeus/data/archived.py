@@ -1,4 +1,4 @@
-"""Which archives hold a folder of images, and which folder: a dataset of another format may be packed, too."""
+"""Find the folder of images in an archive, or recognize that it holds a dataset in another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that are computed by threads until they are needed."""
+"""Compute values in background threads before they are needed."""
 
 from __future__ import annotations
 

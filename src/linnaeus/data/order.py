@@ -1,4 +1,4 @@
-"""The order of the samples in an epoch, and its division into batches and among processes."""
+"""The order of the samples in an epoch, divided into batches and among processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redirects on the web that are followed, and those that are refused."""
+"""Which HTTP redirects are followed and which are refused."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models for other machines: ONNX with the preprocessing inside, int8, and torchvision's weights; each checked."""
+"""Exports for other runtimes: ONNX with the preprocessing inside, int8, torchvision state dicts; each is verified."""

@@ -1,4 +1,4 @@
-"""The gate: how much the predictions of an export may differ from those of the original, and why one is rejected.
+"""The gate: how far predictions of an export may differ from the original, and why an export is rejected.
 
 Works on predictions only; `reference_model.py` runs the two models on the same images to get them.
 """

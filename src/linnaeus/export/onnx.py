@@ -22,7 +22,7 @@ from linnaeus.export.reference_model import ReferenceModel
 from linnaeus.export.sample_images import SampleImages, collect_samples, split_calibration
 from linnaeus.files import check_output
 from linnaeus.inference.classifier import Classifier
-from linnaeus.modelfile.agreement import FEW, Agreement, why_not_unasked
+from linnaeus.modelfile.agreement import FEW, Agreement, why_not_by_default
 from linnaeus.modelfile.exports import Verified, note
 from linnaeus.modelfile.onnx import KINDS
 from linnaeus.modelfile.safetensors import MODEL, versions
@@ -94,7 +94,7 @@ class GateResult:
                 f"compared on only {counted(len(self.samples), 'image')}, because training images{others} are left "
                 f"out; pass {FEW} or more other images with --data"
             )
-        reason = None if self.passed is None else why_not_unasked(self.kind, Agreement.of_record(self.to_dict()))
+        reason = None if self.passed is None else why_not_by_default(self.kind, Agreement.of_record(self.to_dict()))
         if reason:
             warnings.append(f"predict and serve use the file only with --use {self.kind}: {reason}")
         speed = {} if self.passed is None else self.passed.speed or {}

@@ -58,7 +58,7 @@ both uint8 or float in 0..1."""
 
 
 class Classifier:
-    """A trained network with its runner, classes, preprocessing and calibration; created by `load`."""
+    """A trained image classifier, returned by `load`: `predict` classifies images, `evaluate` measures its accuracy."""
 
     def __init__(self, path: Path, about: ModelFile, run: Runner):
         self.path, self.about, self.run = path, about, run
@@ -77,7 +77,7 @@ class Classifier:
 
     @property
     def network(self) -> Network:
-        """The torch network. Raises UserError for an ONNX file, which has none."""
+        """The network as a torch module. Raises UserError for an ONNX file, which contains none."""
         if isinstance(self.run, TorchRunner):
             return self.run.network
         raise UserError(
@@ -94,13 +94,13 @@ class Classifier:
 
     @property
     def temperature(self) -> float:
-        """The temperature that logits are divided by; 1 where the model is not calibrated."""
+        """Divides the logits (temperature scaling); 1 if the model is not calibrated."""
         assert not self.several, "labels are calibrated one by one"
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def threshold(self) -> float:
-        """The probability below which the model is unsure; 0 where it never is."""
+        """Probability of the most likely class below which the model is unsure; 0 if it never is."""
         return 0.0 if self.calibration is None else self.calibration.rule.threshold
 
     @property
@@ -116,11 +116,11 @@ class Classifier:
     def predict(self, images: Iterable[Image]) -> Predictions: ...
 
     def predict(self, images: Image | Iterable[Image]) -> Prediction | Predictions:
-        """Predict one image or several: a list, a folder, a batch (N, H, W, C) or tensor (N, C, H, W).
+        """Classify one image, or several: a list, a folder, an array (N, H, W, C) or a tensor (N, C, H, W).
 
-        A folder stands for the images below it, in a list too. An unreadable image raises UserError if it is the only
-        one; among several its prediction has an `error`. Anything that is not an image raises UserError with its type
-        and position.
+        Returns a Prediction for one image, else a list. A folder, also in a list, stands for the images in it and in
+        its subfolders. A single image that cannot be read raises UserError; among several, its prediction has an
+        `error`. Anything that is not an image raises UserError with its type and position.
         """
         several = is_several(images)
         sequence = cast(Iterable[Image], images) if several else [cast(Image, images)]
@@ -134,7 +134,7 @@ class Classifier:
         return predictions[0] if one else predictions
 
     def stream(self, images: Iterable[Image], batch: int = BATCH) -> Iterator[Prediction]:
-        """Yield predictions in the order of the images, with only a few batches in memory at a time.
+        """Classify a stream of images of any length, in their order, with only a few batches in memory.
 
         Threads decode the next images while the network computes the current ones.
         """
@@ -162,7 +162,7 @@ class Classifier:
                 yield Prediction(path, self.classes, self.names, None, error=reason)
 
     def answers(self, images: np.ndarray) -> list[Answer]:
-        """Answers for cropped images (N, size, size, channels) uint8."""
+        """Probabilities and distances of cropped images (N, size, size, channels) uint8."""
         scores = self.run.scores(torch.from_numpy(images))
         logits = scores.logits
         unlabeled = np.zeros(logits.shape, bool) if self.several else np.zeros(len(logits), np.int64)
@@ -171,11 +171,11 @@ class Classifier:
         return [Answer(p, d) for p, d in zip(probabilities, distances, strict=True)]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Cropped images (N, size, size, channels) uint8 -> calibrated probabilities (N, classes) float64."""
+        """Calibrated probabilities (N, classes) float64 of cropped images (N, size, size, channels) uint8."""
         return np.stack([answer.probabilities for answer in self.answers(images)])
 
     def prediction(self, path: str, image: np.ndarray, answer: Answer) -> Prediction:
-        """The prediction for an image (size, size, channels) uint8 that was read.
+        """The prediction for a cropped image (size, size, channels) uint8.
 
         If a probability is not finite, the prediction has an `error`.
         """
@@ -201,7 +201,7 @@ class Classifier:
 
     @property
     def thresholds(self) -> np.ndarray | None:
-        """(classes,) probabilities from which on each label is given; None where every image has one label."""
+        """(classes,) smallest probability at which each label is assigned; None if every image has one label."""
         stored = self.label_calibration or LabelCalibration.none(len(self.classes))
         return stored.thresholds if self.several else None
 
@@ -243,7 +243,7 @@ class Classifier:
         return recognize(self.about, self.path, source)
 
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
-        """Uncalibrated outputs for the images. The processes of `group` compute a share each and all get the whole."""
+        """Uncalibrated outputs for the images. Each process of `group` computes a share; all receive the result."""
         samples = Samples(images.rows, images.labels)
         outputs = outputs_of(self.run, self.preprocessing, samples, self.batches(images, group), group)
         return replace(outputs, groups=images.groups)
@@ -253,10 +253,10 @@ class Classifier:
         return local_batches(images.rows, images.labels, BATCH, self.device, group)
 
     def evaluate(self, source: Any, split: str | None = None) -> MeasuredFigures:
-        """Figures with calibrated probabilities and the confusion matrix, on the images that `images` returns.
+        """Metrics with calibrated probabilities, and the confusion matrix, on a split of a source.
 
-        With several labels per image they are `LabelFigures`, which have no confusion matrix.
-        Warns if images are left out because the model was trained on them, and if figures are optimistic.
+        `source` and `split` are those of `images`. With several labels per image, the result is `LabelFigures`, which
+        has no confusion matrix. Warns if training images are left out and if the metrics are optimistic.
         """
         images = self.images(source, split)
         altered = AlteredCopies.among(images, self.about, self.path).warning
@@ -269,7 +269,7 @@ class Classifier:
         return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold, limits)
 
     def true_class(self, path: str) -> int | None:
-        """Index of the class that the image's folder is named after; None where no class has that name."""
+        """Index of the class named like the folder of the image; None if there is none."""
         parent = class_name(Path(path).absolute().parent.name)
         return self.classes.index(parent) if parent in self.classes else None
 

@@ -1,4 +1,4 @@
-"""Decode images in threads while the network computes those before them."""
+"""Decode images in threads while the network computes earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the head of a finished model sees of the images of a split, computed once: figures are made of it again."""
+"""Head inputs for the images of a split, computed once and stored, so that metrics can be computed again."""
 
 from __future__ import annotations
 

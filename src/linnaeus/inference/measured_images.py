@@ -1,4 +1,4 @@
-"""Figures of a model with the answers behind them, image by image, for the Python interface and notebooks."""
+"""Metrics of a model together with its prediction for each image, for the Python interface and notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a model tells images of none of its classes from those that it knows."""
+"""Measure how well a model recognizes images that belong to none of its classes."""
 
 from __future__ import annotations
 

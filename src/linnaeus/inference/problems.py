@@ -1,4 +1,4 @@
-"""Equal problems of many images as few lines."""
+"""Summarize the same problem of many images in a few lines."""
 
 from __future__ import annotations
 

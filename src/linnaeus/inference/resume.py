@@ -1,4 +1,4 @@
-"""Continuing a file of predictions: its complete lines are kept, and their images are not predicted again.
+"""Continue a file of predictions: keep its complete lines, and do not predict their images again.
 
 A process that is killed may leave half a line at the end, which is cut off. A file of another format, of another
 number of classes, or of another model is refused and left as it is.

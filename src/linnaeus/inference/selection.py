@@ -1,4 +1,4 @@
-"""Which images of a source are measured: never those that the model was trained on, unless they are asked for."""
+"""Choose the images of a source to evaluate: never training images, unless they are asked for."""
 
 from __future__ import annotations
 

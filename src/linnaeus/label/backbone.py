@@ -1,4 +1,4 @@
-"""What turns an image into features: a pretrained network, the network of a finished model, or a plain descriptor."""
+"""Choose what computes the features of an image: a pretrained network, a finished model, or a plain descriptor."""
 
 from __future__ import annotations
 

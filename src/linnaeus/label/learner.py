@@ -1,4 +1,4 @@
-"""From labels to figures: the head, held-out answers, accuracy with its interval, and what each class is good for."""
+"""From labels to figures: the head, held-out predictions, accuracy with its interval, and metrics per class."""
 
 from __future__ import annotations
 

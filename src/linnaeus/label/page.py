@@ -1,4 +1,4 @@
-"""The page: style and scripts are in it, so that it works before the token is exchanged for a cookie."""
+"""The labelling page: styles and scripts are inline, so that it works before the token is exchanged for a cookie."""
 
 from __future__ import annotations
 

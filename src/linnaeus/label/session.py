@@ -16,12 +16,12 @@ from linnaeus.console import Console
 from linnaeus.data.class_names import class_name, natural_order, printable
 from linnaeus.errors import UserError
 from linnaeus.label.acceptance import LEVELS, Batches
-from linnaeus.label.course import Course
 from linnaeus.label.estimate import Audit
 from linnaeus.label.features import Features
 from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, Label
 from linnaeus.label.labels_csv import LabelStore
 from linnaeus.label.learner import FinishedModel, Learned, Learner, Suspect
+from linnaeus.label.learning_curve import LearningCurve
 from linnaeus.label.selection import Pool, Question, Selection, Situation, most_alike, new_groups
 
 POLL = 1.0  # seconds after which the answers of other servers are looked for
@@ -65,7 +65,7 @@ class Session:
     def __post_init__(self) -> None:
         self.selection = Selection(self.order, self.learner)
         self.position = self.learner.position
-        self.course = Course.open(self.store.journal.path.with_name("course.jsonl"))
+        self.learning_curve = LearningCurve.open(self.store.journal.path.with_name("course.jsonl"))
         self.folders = subfolders(self.features.paths)
         self.features.changed = self._work.set
 
@@ -240,7 +240,7 @@ class Session:
         sure = {level: round(share * unlabelled) for level, share in shares.items()}
         self.view = View(learned, pool, tuple(groups), tuple(suspects), sure, self.view.version + 1)
         if learned.estimate is not None:
-            self.course.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)
+            self.learning_curve.add(sum(label.provenance != ACCEPTED for label in labels.values()), learned.estimate)
 
     def places(self, images: Sequence[int], paths: Sequence[str] | None) -> list[int]:
         """Numbers of images named by number and path. The path decides: a restart may change the numbers."""

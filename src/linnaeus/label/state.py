@@ -1,4 +1,4 @@
-"""What the page is told: the state of a session, and images as cards."""
+"""The data that the page receives: the state of a session, and images as cards."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def describe(server: LabelServer) -> dict[str, Any]:
             "every": AUDIT_EVERY,
             "first": AUDIT_FIRST,
         },
-        "course": session.course.thinned(),
+        "course": session.learning_curve.thinned(),
         "milliseconds": round(1000 * learned.seconds, 1),
         "sure": view.sure[SURE],
         "sure_at": {str(level): n for level, n in view.sure.items()},

@@ -1,4 +1,4 @@
-"""Everything measured of one model on one split: metrics, calibration, abstention and test-time augmentation."""
+"""All measurements of a model on one split: metrics, calibration, abstention and test-time augmentation."""
 
 from __future__ import annotations
 

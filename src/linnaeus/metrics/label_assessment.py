@@ -1,4 +1,4 @@
-"""Everything measured of a model that gives images several labels, on one split."""
+"""All measurements of a multi-label model on one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unknown images: how far an image is from what a model was trained on, and from where on it counts as unknown.
+"""Unknown images: the distance of an image from the training images, and the thresholds beyond which it is unknown.
 
 Two scores are combined, because each misses what the other sees. The distance from the training images' features finds
 something else entirely (far); the largest calibrated probability finds similar things of another kind (near).

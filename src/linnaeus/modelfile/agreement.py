@@ -1,4 +1,4 @@
-"""How often an export gives the same class as its original, as the gate of `linnaeus export` measured it."""
+"""How often an export predicts the same class as its original, as measured by the gate of `linnaeus export`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Agreement:
         return f"the same class as the original on {percent(self.share)} of {self.n:,} images"
 
 
-def why_not_unasked(kind: str, agreement: Agreement | None) -> str | None:
+def why_not_by_default(kind: str, agreement: Agreement | None) -> str | None:
     """Why an export does not answer unless `--use` names it; None if it does.
 
     A float export has the original's probabilities up to rounding, which a few images show. An int8 export is another

@@ -10,7 +10,7 @@ from typing import Any
 from linnaeus.device import machine
 from linnaeus.errors import UserError, install
 from linnaeus.files import read_object, write_text
-from linnaeus.modelfile.agreement import Agreement, why_not_unasked
+from linnaeus.modelfile.agreement import Agreement, why_not_by_default
 from linnaeus.modelfile.onnx import file_digest, has_runtime, read_record
 from linnaeus.modelfile.safetensors import MODEL, read_header
 
@@ -127,7 +127,7 @@ def _not_by_default(file: Path, entry: dict[str, Any], here: dict[str, Any]) -> 
     if entry.get("machine") != here:
         return "it was measured on another machine, or other versions; export again to use it here"
     kind = str(entry.get("kind"))
-    reason = why_not_unasked(kind, _agreement(file, entry))
+    reason = why_not_by_default(kind, _agreement(file, entry))
     return reason and f"{reason}; --use {kind} uses it"
 
 

@@ -1,4 +1,4 @@
-"""What a model file holds to recognize unknown images: thresholds, and the reference vectors as a tensor."""
+"""The part of a model file that recognizes unknown images: thresholds, and the reference vectors as a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured on this machine, remembered so that later runs choose alike and measure once."""
+"""Measurements of this machine, stored so that later runs make the same choice and measure only once."""
 
 from __future__ import annotations
 

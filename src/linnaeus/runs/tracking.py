@@ -13,7 +13,7 @@ from linnaeus.errors import UserError, did_you_mean, first_line, install
 from linnaeus.files import read_object, write_text
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import TRACKING
-from linnaeus.runs.patience import Patience
+from linnaeus.runs.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from linnaeus.metrics.multilabel import Headline
@@ -53,13 +53,13 @@ class Tracking:
     def __init__(self, console: Console):
         self.console = console
         self.trackers: dict[str, Tracker] = {}
-        self.threads: dict[str, Patience] = {}
+        self.threads: dict[str, TimeLimit] = {}
         """One for each tracker, because any of them may stop answering."""
         self.epochs = 0
 
     def open(self, name: str, make: Callable[[], Tracker]) -> Tracker:
         """Begin the run in a tracker. Raises what `make` raises, or TimeoutError."""
-        self.threads[name] = Patience(PATIENCE)
+        self.threads[name] = TimeLimit(PATIENCE)
         tracker: Tracker = self.threads[name].call(make)
         self.trackers[name] = tracker
         return tracker

@@ -1,4 +1,4 @@
-"""Limits for connections: idle and slow clients, and those that do not speak HTTP, are disconnected.
+"""Limits for connections: disconnect idle and slow clients, and those that do not speak HTTP.
 
 uvicorn waits indefinitely for a request header, and its `limit_concurrency` counts idle connections as load, so that
 500 of them would lock out everybody else. Here an idle connection is closed after a while, and earlier if there are too

@@ -1,4 +1,4 @@
-"""Ends the work for clients that have disconnected."""
+"""Cancel the work for clients that have disconnected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that a browser sends for a page of another origin.
+"""Refuse or accept requests that a browser sends for a page of another origin.
 
 Any page can send requests to a server that its visitor's browser reaches, and make it compute, although it cannot read
 the answers. Browsers say which page a request comes from; programs do not, and are not restricted.

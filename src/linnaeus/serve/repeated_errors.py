@@ -1,4 +1,4 @@
-"""The log: a repeated error is one line, so that requests cannot fill a disk."""
+"""Log a repeated error as one line, so that requests cannot fill a disk."""
 
 from __future__ import annotations
 

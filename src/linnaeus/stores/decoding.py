@@ -1,4 +1,4 @@
-"""Decoding with threads: the images of a table become rows, in order, a little ahead of their use."""
+"""Decode images in threads: the images of a table become rows, in order, slightly ahead of their use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which keys of a space decide the result of a sweep, as far as its trials show it."""
+"""Importance of the keys of a search space for the result, as far as the trials show it."""
 
 from __future__ import annotations
 

@@ -70,16 +70,17 @@ def train(
 ) -> Run:
     """Train a classifier on `source` and write a run folder.
 
-    The arguments are those of the command line. In addition, `source` may be a Table or a pandas DataFrame, `recipe` a
-    Recipe, `model` a module, and `settings` maps dotted recipe keys to values: {"phase.1.lr": 1e-3}. Without `draw` the
-    run has no plots and no report. `track` names experiment trackers: "tensorboard", "mlflow" or "trackio". `devices`
-    is checked only: use torchrun or `--devices` to start several processes. `trial(n, figures)` is called after each
-    epoch, n counted over all phases, and may raise an exception to end the run; such a run writes only its recipe and
-    history, and does not look at test images. `earlier` is a run with the same network: the stored
-    activations of images that are in both are reused.
+    The arguments are the options of `linnaeus train`. In addition:
 
-    Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails;
-    its subclasses are StoppedError after SIGTERM or SIGHUP and LostError if another process has ended.
+    - `source` may be a Table or a pandas DataFrame, `recipe` a Recipe, and `model` a module.
+    - `settings` maps dotted recipe keys to values, as `--set` does: {"phase.1.lr": 1e-3}.
+    - `track` names experiment trackers: "tensorboard", "mlflow" or "trackio".
+    - `draw=False` skips plots and report. `devices` is only checked; use torchrun to start several processes.
+    - `trial(n, metrics)` is called after each epoch, n counted over all phases. If it raises, the run ends.
+    - `earlier` is a run with the same network whose stored activations are reused for images in both.
+
+    Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails:
+    StoppedError after SIGTERM or SIGHUP, LostError if another process has ended.
     """
     if hasattr(source, "itertuples"):  # a DataFrame, without importing pandas
         groups = (settings or {}).get("data.split.groups")

@@ -1,1 +1,1 @@
-"""Archives as folders: zip and tar files, their names and the byte ranges of what they hold."""
+"""Archives as folders: zip and tar files, the names in them and the byte ranges of their members."""

@@ -1,4 +1,4 @@
-"""Byte ranges of files on this disk or on a web server.
+"""Read byte ranges of files on this disk or on a web server.
 
 The server has to answer range requests (RFC 9110, section 14). A failed request is repeated from the byte it reached.
 """

@@ -1,4 +1,4 @@
-"""The directory of a zip, read with `zipfile` under limits: what it claims is checked before it is believed."""
+"""Read the directory of a zip with `zipfile` under limits: its claims are checked before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many bits of their 16-bit samples the images of a source use: cameras and scanners often fill 10 or 12."""
+"""Find how many bits the 16-bit images of a source really use: cameras and scanners often fill 10 or 12."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts the images in color that become gray, because their model sees no color."""
+"""Count the color images that become gray because the model sees only gray."""
 
 from __future__ import annotations
 

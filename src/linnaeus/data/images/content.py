@@ -1,4 +1,4 @@
-"""Content hashes: what an image is known again by, wherever it lies and whatever it is called."""
+"""Content hashes: recognize an image independently of its path and name."""
 
 from __future__ import annotations
 

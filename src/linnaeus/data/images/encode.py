@@ -1,4 +1,4 @@
-"""Images encoded for a page: pixels -> a `data:` URI of a PNG or JPEG."""
+"""Encode images for a page: pixels -> a `data:` URI of a PNG or JPEG."""
 
 from __future__ import annotations
 

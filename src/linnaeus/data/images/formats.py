@@ -1,4 +1,4 @@
-"""Formats of image files: which this installation reads, and what a file is that none of them fits."""
+"""Image file formats: which ones this installation reads, and what to tell about a file that is none of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Difference hashes of images, and the search for hashes that differ in a few bits.
+"""Difference hashes of images, and the search for hashes that differ in only a few bits.
 
 An image is reduced to 9 x 8 gray levels; each of 64 bits says whether the level rises from one column to the next. A
 second hash does the same for rows. Resizing and encoding hardly change the hashes, but cropping changes them

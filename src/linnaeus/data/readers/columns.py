@@ -1,4 +1,4 @@
-"""What the columns of a CSV hold, by their names and values: path, label, split, or one column for each class."""
+"""Recognize the columns of a CSV by their names and values: path, label, split, or one column per class."""
 
 from __future__ import annotations
 

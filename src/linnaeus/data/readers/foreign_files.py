@@ -1,4 +1,4 @@
-"""Files of other programs that are given as a source: what each is, and how its content can be read."""
+"""Recognize files of other programs that are given as a source, and tell how to read their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folder layouts that are not one folder per class: recognized by their names, and refused or pointed out."""
+"""Recognize folder layouts that are not one folder per class, and refuse them or point them out."""
 
 from __future__ import annotations
 

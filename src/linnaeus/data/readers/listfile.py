@@ -1,4 +1,4 @@
-"""List files: `path label`, one image a line."""
+"""List files: `path label`, one image per line."""
 
 from __future__ import annotations
 

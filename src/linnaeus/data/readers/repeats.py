@@ -1,4 +1,4 @@
-"""Rows of a list or CSV that say the same twice, and labels that a program wrote as fractions."""
+"""Find rows of a list or CSV that repeat an image, and whole-number labels written as fractions (`1.0`)."""
 
 from __future__ import annotations
 

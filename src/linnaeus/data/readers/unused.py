@@ -1,4 +1,4 @@
-"""What lies in a source and is not used, or is used although its name speaks against it: lines to print."""
+"""Notes on content of a source that is not used, or is used although its name suggests otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Libraries whose networks can be backbones: what the prefix of a model's name, such as `timm/`, stands for."""
+"""The libraries that provide backbones, by the prefix of a model name, such as `timm/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the backbones of other libraries share: stages of a body, tokens as features and as maps, and failed imports."""
+"""Code shared by the backbones of other libraries: stages, pooling of tokens and maps, and failed imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images of a run are to be forgotten: by name, by group or by class."""
+"""Select the images of a run to forget: by name, by group or by class."""
 
 from __future__ import annotations
 

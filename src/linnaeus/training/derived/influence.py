@@ -1,4 +1,4 @@
-"""Which training images pull an answer of a run with a solved head."""
+"""Find the training images that influence a prediction of a run with a solved head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the saved model of a run, in float32, by the task of its images."""
+"""Metrics of the saved model of a run, in float32, for one or several labels per image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the figures of a saved model may differ, by rounding alone, from those during training.
+"""How far the metrics of a saved model may differ from those during training by rounding alone.
 
 Training validates in its own precision, on stored activations; the saved model is evaluated in float32 on pixels, as
 `evaluate` and `predict` compute.

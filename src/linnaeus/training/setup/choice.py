@@ -1,4 +1,4 @@
-"""Choice of a recipe where the user names none: by the images, and by the network and weights that the user names."""
+"""Choose a recipe if the user names none: by the images, the network and the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that the initial weights were trained on: they train again, and no figure may count them as unseen."""
+"""Images that the initial weights were trained on: they stay in training, and no metric counts them as unseen."""
 
 from __future__ import annotations
 

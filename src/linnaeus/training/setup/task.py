@@ -1,4 +1,4 @@
-"""The task of a run: one label per image, or several. What of a recipe fits it, and what does not."""
+"""The task of a run, one label per image or several, and the recipe keys that do not fit it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of another program's library that may never return."""
+"""Call functions of third-party libraries that may never return, with a time limit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Patience:
-    """Runs calls in a thread of their own, one at a time, and gives up waiting for one that takes too long.
+class TimeLimit:
+    """Runs calls in a separate thread, one at a time, and stops waiting for a call that exceeds the time limit.
 
-    After that the thread is abandoned: it is a daemon, so that it does not hold up the end of the process.
+    The thread is then abandoned: it is a daemon, so that it does not delay the end of the process.
     """
 
     def __init__(self, seconds: float):

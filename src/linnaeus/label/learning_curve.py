@@ -1,4 +1,4 @@
-"""How the accuracy went over the number of labels, kept in a file beside the journal."""
+"""The learning curve of a labelling session: accuracy over the number of labels, kept in a file beside the journal."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from linnaeus.label.estimate import Estimate
 
 SHOWN = 200
-"""Points that the page gets."""
+"""Most points that the page receives."""
 
 
 @dataclass
-class Course:
-    """The points of the course: {"labels", "accuracy", "low", "high"}, by number of labels."""
+class LearningCurve:
+    """Points {"labels", "accuracy", "low", "high"}, sorted by the number of labels."""
 
     file: Path
     points: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, file: Path) -> Course:
-        """The course of earlier sessions; what cannot be read of it is left out."""
-        course = cls(file)
+    def open(cls, file: Path) -> LearningCurve:
+        """Read the curve of earlier sessions; points that cannot be read are left out."""
+        curve = cls(file)
         with suppress(OSError):
             for line in file.read_bytes().splitlines():
                 with suppress(ValueError, KeyError, TypeError):
                     point = json.loads(line)
-                    course._insert({key: point[key] for key in ("labels", "accuracy", "low", "high")})
-        return course
+                    curve._insert({key: point[key] for key in ("labels", "accuracy", "low", "high")})
+        return curve
 
     def add(self, labels: int, estimate: Estimate) -> None:
-        """Note the accuracy at a number of labels."""
+        """Add the accuracy at a number of labels."""
         point = {"labels": labels, "accuracy": estimate.accuracy, "low": estimate.low, "high": estimate.high}
         if self.points and self.points[-1] == point:
             return
@@ -46,5 +46,5 @@ class Course:
         return self.points[::-1][:: max(step, 1)][::-1]
 
     def _insert(self, point: dict[str, float]) -> None:
-        # Points of more labels were made with answers that have been undone.
+        # Points with more labels come from answers that have been undone.
         self.points = [p for p in self.points if p["labels"] < point["labels"]] + [point]
