@@ -35,7 +35,7 @@ MANY_PARAMETERS = {
 # A module may import from its own row and from the rows above it, never from a row below.
 LAYERS = (
     ("_version", "errors", "text", "theme"),
-    ("console", "environment"),
+    ("console", "environment", "network_names"),
     ("files", "device", "metrics", "recipe"),
     ("cache",),
     ("distributed", "data", "augment", "models"),

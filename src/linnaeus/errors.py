@@ -169,14 +169,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
-def did_you_mean_network(name: str, known: Iterable[str]) -> str:
-    """As `did_you_mean`, for a network; those of libraries are often written with a colon instead of a slash."""
-    library, colon, rest = name.partition(":")
-    if colon and rest and library.lower() in ("timm", "hf", "onnx"):
-        return f" (did you mean {library.lower()}/{rest}?)"
-    return did_you_mean(name, known)
-
-
 def did_you_mean_run(path: Path) -> str:
     """` (did you mean runs/photos-1?)`: a finished run in `path`, beside it or in runs/, or an empty string.
 

@@ -69,6 +69,17 @@ class Preprocessing:
         """The part that decoding does: what a row of the pixel store is."""
         return RowSpec(self.resize, self.fit, self.interpolation, self.channels, self.bits)
 
+    def brief(self) -> str:
+        """What happens to an image, in words: `short side scaled to 256, center 224 x 224 cut out`."""
+        resized = f"{self.resize} x {self.resize}"
+        scaled = {
+            "crop": f"short side scaled to {self.resize}",
+            "squash": f"squashed to {resized}",
+            "pad": f"scaled and padded to {resized}",
+        }[self.fit]
+        whole = self.fit != "crop" and self.size == self.resize
+        return scaled if whole else f"{scaled}, center {self.size} x {self.size} cut out"
+
     def load(self, source: str | Path | bytes | np.ndarray) -> np.ndarray:
         """Image -> (size, size, channels) uint8. Raises UserError if it is not an image."""
         row = np.require(load_row(source, self.row_spec), requirements="W")  # torch warns of what it may not write

@@ -61,7 +61,7 @@ TRAIN = {
         "images --set data.siz=3",
         "--set data.siz: unknown key (did you mean size",
     ),
-    "size without a recipe": ("images --set data.size=999", "data: resize = 256 is smaller than size = 999"),
+    "size without a recipe": ("images --set data.size=999", "error: data: resize = 256 is smaller than size = 999"),
     "value": (
         "images --recipe r.toml --set phase.1.lr=fast",
         "phase.1.lr = 'fast': expected a number above 0, or \"auto\"",
@@ -91,7 +91,13 @@ TRAIN = {
     "key of another tool": ("images --set learning_rate=1e-3", "learning_rate: unknown key (did you mean lr?)"),
     "value that only some recipes take": ("images --set lr=abc", "phase.1.lr = 'abc': expected a number above 0"),
     "rate": ("images --lr fast", "fast: expected a number above 0, auto, or one value per phase"),
-    "rates": ("images --recipe r.toml --lr 1e-3,1e-4", "has 1 phase for it; give one value, or one for each"),
+    "rates": (
+        "images --recipe r.toml --lr 1e-3,1e-4",
+        "error: --lr: 2 values, but r.toml has 1 phase for it; give one value, or one for each",
+    ),
+    "rates of --set": ("images --recipe r.toml --set lr=[1,2]", "error: --set lr: 2 values, but r.toml has 1 phase"),
+    "rate of a solved head": ("images --recipe photos --lr 1", "error: --lr: recipe photos solves the head"),
+    "model of the hub": ("images --model facebook/dinov2-small", "(did you mean hf/facebook/dinov2-small?)"),
     "ambiguous key": ("images --set head=auto", "--set head: write phase.1.head or model.head"),
 }
 OTHERS = {

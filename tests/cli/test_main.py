@@ -158,8 +158,8 @@ def make_wrong_inputs(here: Path) -> None:
         ("export m.safetensors --to onnx-int8 --data pics --agree nan", ["--agree", "'nan' is not a finite number"]),
         ("serve m.safetensors --max-megapixels nan", ["--max-megapixels", "'nan' is not a finite number"]),
         ("serve m.safetensors --body-seconds inf", ["--body-seconds", "'inf' is not a finite number"]),
-        ("train idx --recipe r.toml --batch 8 --set batch=16", ["batch: set twice, to 8 and 16"]),
-        ("train idx --recipe r.toml --set lr=1 --set lr=2", ["lr: set twice, to 1 and 2"]),
+        ("train idx --recipe r.toml --batch 8 --set batch=16", ["--batch 8 and --set batch=16 contradict each other"]),
+        ("train idx --recipe r.toml --set lr=1 --set lr=2", ["--set lr=1 and --set lr=2 contradict each other"]),
         ("train idx --recipe r.toml --seed 1 --set seed=2", ["--seed 1 and --set seed=2 contradict each other"]),
         ("train idx --recipe r.toml --epochs 1 --set phase.1.epochs=2", ["--epochs 1 and --set phase.1.epochs=2"]),
         ("train idx --weights none --set model.weights=m.safetensors", ["--weights none and --set model.weights=m"]),
@@ -224,7 +224,7 @@ def test_training_and_what_it_prints(here: Path, say):
         "source idx (idx): train 108, valid 12, test 30",
         "classes 3: 0, 1, 2",
         "network mini_resnet",
-        "images crop to 28",
+        "images short side scaled to 28, center 28 x 28 cut out",
         "trained parameters, 2 epochs of 7 steps",
         "batch (16, 1, 28, 28) float32",
         "epoch 1 step 4 of 7 loss",
@@ -280,7 +280,8 @@ def test_unreadable_images_are_reported_and_the_status_is_1(here: Path, say):
     lines = said.err.splitlines()
     assert lines[0].startswith("warning: pics/1/1 0.png: ")
     assert lines[1].startswith("warning: gone.png: ")
-    assert lines[2] == "warning: 2 of 8 images could not be read"
+    assert lines[2] == "answers   o.jsonl: 8 images"
+    assert lines[3] == "warning: 2 of 8 images could not be read"
     assert said.out == ""
 
 
@@ -432,6 +433,15 @@ def test_the_grid_is_drawn(here: Path, say):
     assert said.status == 0, said
     width, height = Image.open(here / "grid 图.png").size
     assert min(width, height) > 200
+    images = len(list((here / "pics").glob("*/*.png")))
+    assert said.err.splitlines()[-1].startswith(f"grid      grid 图.png: {images} images")
+
+
+def test_a_written_file_is_named_with_the_number_of_its_answers(here: Path, say):
+    images = len(list((here / "pics").glob("*/*.png")))
+    for _ in range(2):  # the second time all answers are there already
+        said = say("predict", "m.safetensors", "pics", "--out", "p.csv")
+        assert said.err.splitlines()[-1] == f"answers   p.csv: {images} images"
 
 
 def test_models_and_recipes_are_listed(say):

@@ -93,7 +93,9 @@ def test_one_clear_line_for_each_mistake(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "an empty folder", "put the images of each class into a folder")
     refused(lay(tmp_path / "texts", "a/x.txt", "b/x.txt"), "2 folders, but no images", ".jpg")
-    refused(lay(tmp_path / "flat", "1.jpg", "2.jpg"), "2 images, but in no class folder", "flat/rose/1.jpg")
+    refused(
+        lay(tmp_path / "flat", "1.jpg", "2.jpg"), "2 images, but in no class folder", "flat/rose/1.jpg", "--outside"
+    )
     refused(lay(tmp_path / "one", "a/1.jpg"), "one class, 'a'", "give each class a folder")
     refused(lay(tmp_path / "one2", "train/a/1.jpg", "valid/a/1.jpg"), "all 2 images are of one class, 'a'")
     refused(lay(tmp_path / "wrapped", "flowers/a/1.jpg", "flowers/b/1.jpg"), "'a', 'b'", "point at", "wrapped/flowers")

@@ -56,7 +56,19 @@ def test_images_of_no_known_class_are_shown_by_rising_confidence():
     for confidence in (0.9, 0.6, 0.8, 0.7, 0.99):
         grid.add(answer(f"{confidence}", confidence), None)
     assert [p.path for p, _ in grid.shown()] == ["0.6", "0.7"]
-    assert grid.title() == "2 of 5 images shown"
+    assert grid.title() == "2 of 5 images shown, without known classes"
+
+
+def test_the_title_says_on_how_many_images_there_could_be_mistakes():
+    """Without it, images in folders that name no class would look like images without a mistake."""
+    grid = GridSelection(64)
+    for i in range(3):
+        grid.add(answer(str(i), 0.9), 0)
+    assert grid.title() == "3 images, no mistakes"
+    grid.add(answer("3", 0.9), None)
+    assert grid.title() == "4 images, no mistakes; 1 without a known class"
+    grid.add(answer("4", 0.9), 1)
+    assert grid.title() == "5 images, the mistake first; 1 without a known class"
 
 
 def test_unknown_images_are_shown_before_doubtful_ones():

@@ -304,7 +304,7 @@ def test_auxiliary_heads_train_and_vanish() -> None:
     ("call", "message"),
     [
         (lambda: create("resnet5O", 5), "unknown model 'resnet5O' .did you mean .*resnet50"),
-        (lambda: create("vgg", 5), "unknown model 'vgg': `linnaeus models` lists them"),
+        (lambda: create("vgg", 5), "unknown model 'vgg': `linnaeus models` lists ours"),
         (lambda: create("resnet50", 5, stem_="small"), "no argument 'stem_' .did you mean stem"),
         (lambda: create("plain20", 5, shortcut="A"), "it has none"),
         (lambda: create("resnet50", 5, stem="tiny"), "stem = 'tiny' is unknown: choose from imagenet, small"),

@@ -44,7 +44,7 @@ def test_there_are_recipes_and_each_is_whole():
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"hflip": 1.5}}]}, "phase.1.augment.hflip = 1.5"),
         ({"phase": [{"epochs": 1, "lr": 1, "augment": {"scale": [1.2, 0.8]}}]}, "the smaller first"),
         ({"best": "f1"}, "best = 'f1'"),
-        ({"data": {"resize": 20, "size": 28}}, "the crop would have a border; set data.resize too"),
+        ({"data": {"resize": 20, "size": 28}}, "the crop would have a border; raise resize or lower size"),
         ({"data": {}}, "data.resize: missing; data.size: missing"),
         ({"modl": 1, "sed": 2}, "modl: unknown key (did you mean model?); sed: unknown key (did you mean seed?)"),
         ({f"key{i}": 1 for i in range(7)}, "key4: unknown key (and 2 more)"),

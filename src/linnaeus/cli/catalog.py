@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from linnaeus.cli.options import make_console, parse_settings, verbosity
+from linnaeus.cli.options import make_console, verbosity
+from linnaeus.cli.settings import parse_settings
 from linnaeus.console import counted, echo, echo_text
 from linnaeus.errors import UserError
 

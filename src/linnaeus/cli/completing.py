@@ -37,7 +37,7 @@ def _recipes() -> Iterable[str]:
 
 
 def _networks() -> Iterable[str]:
-    from linnaeus.recipe.networks import NETWORKS
+    from linnaeus.network_names import NETWORKS
 
     return NETWORKS
 

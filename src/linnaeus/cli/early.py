@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linnaeus.cli.options import parse_settings
+from linnaeus.cli.settings import parse_settings
 from linnaeus.distributed.environment import process_info
-from linnaeus.errors import MODEL, UserError, did_you_mean, did_you_mean_network, no_model, refuse_name
+from linnaeus.errors import MODEL, UserError, did_you_mean, no_model, refuse_name
 from linnaeus.files import disk_errors
 from linnaeus.runs import layout
 from linnaeus.runs.ownership import taken
@@ -113,18 +113,15 @@ def _check_device_of(recipe: Recipe, device: str) -> None:
 
 def _check_network(model: object, weights: object) -> None:
     """Raise UserError for a network or a file of weights that does not exist."""
-    from linnaeus.recipe.networks import NETWORKS
+    from linnaeus.network_names import LIBRARIES, NETWORKS, unknown_network
 
     if isinstance(model, str) and ".py:" in model:
         file = Path(model.rpartition(":")[0])
         if not file.is_file():
             raise UserError(f"{file}: there is no such file; --model takes FILE.py:FUNCTION")
-    elif isinstance(model, str) and "/" not in model and model not in (*NETWORKS, "custom"):
-        # Names with a slash belong to libraries, which are too slow to import for this check.
-        raise UserError(
-            f"unknown model {model!r}{did_you_mean_network(model, NETWORKS)}: `linnaeus models` lists them; "
-            "timm/NAME takes any network of timm, net.py:build one of your own"
-        )
+    # Libraries are too slow to import for this check.
+    elif isinstance(model, str) and model not in (*NETWORKS, "custom") and model.partition("/")[0] not in LIBRARIES:
+        raise unknown_network(model)
     # Only what looks like a file is checked here; names are resolved when the recipe is known.
     if isinstance(weights, str) and weights.lower().endswith(WEIGHT_SUFFIXES) and not Path(weights).exists():
         raise UserError(f"{weights}: there is no such weights file; check the path, or see `linnaeus weights list`")

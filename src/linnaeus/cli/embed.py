@@ -12,11 +12,10 @@ from linnaeus.cli.options import (
     devices_option,
     join_processes,
     make_console,
-    parse_settings,
     process_group,
-    settings_option,
     verbosity,
 )
+from linnaeus.cli.settings import parse_settings, settings_option
 from linnaeus.console import counted, echo
 
 ADVICE = "run the same command again to continue"

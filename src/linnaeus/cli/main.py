@@ -28,12 +28,8 @@ from linnaeus.cli.options import (
     devices_option,
     join_processes,
     make_console,
-    other_name,
-    parse_settings,
     recipe_option,
     seed_option,
-    settings_option,
-    shortcuts,
     show_next,
     verbosity,
 )
@@ -41,6 +37,7 @@ from linnaeus.cli.predict import predict
 from linnaeus.cli.probe import probe
 from linnaeus.cli.push import push
 from linnaeus.cli.serve import serve
+from linnaeus.cli.settings import ShortcutCommand, other_name, parse_settings, settings_option, shortcuts
 from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
@@ -91,7 +88,8 @@ def cli() -> None:
 
 
 @click.command(
-    epilog="Exit status: 0 completed, 1 failed, 2 invalid input, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
+    cls=ShortcutCommand,
+    epilog="Exit status: 0 completed, 1 failed, 2 invalid input, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.",
 )
 @click.argument("source")
 @recipe_option

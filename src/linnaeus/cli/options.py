@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 META = "linnaeus.verbosity"
 """Key of the -q and -v flags in click's `Context.meta`."""
-SHORTCUTS = "linnaeus.shortcuts"
-"""Key of the settings in click's `Context.meta` that --lr, --batch and --size stand for."""
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda or mps."
@@ -45,13 +43,6 @@ code_option = click.option(
 )
 recipe_option = click.option(
     "--recipe", metavar="NAME|FILE", help="Built-in recipe or TOML file.  [default: chosen from the data]"
-)
-settings_option = click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override a recipe key, such as lr=1e-3 or phase.1.lr=1e-3. Repeatable.",
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Random seed, instead of the recipe's."
@@ -83,93 +74,6 @@ def make_console(stream: TextIO | None = None, *, silent: bool = False) -> Conso
     """A console that follows the running command's -q and -v. `stream`: stdout unless given."""
     flags: dict[str, bool] = click.get_current_context().meta[META]
     return Console(quiet=flags["quiet"], verbose=flags["verbose"], silent=silent, stream=stream)
-
-
-def _store_shortcut(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value is not None:
-        # Before --set, which may name a single phase.
-        context.meta.setdefault(SHORTCUTS, []).append(f"{parameter.name}={value}")
-
-
-def _rates(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """`1e-3`, `auto`, or one of them for each phase that trains."""
-    if value is None:
-        return
-    rates = [rate.strip() for rate in value.split(",")]
-    if not all(rate == "auto" or _is_positive(rate) for rate in rates):
-        raise click.BadParameter(f"{value}: expected a number above 0, auto, or one value per phase, such as 1e-3,1e-4")
-    entries = ['"auto"' if rate == "auto" else str(float(rate)) for rate in rates]  # as in TOML
-    _store_shortcut(context, parameter, entries[0] if len(entries) == 1 else f"[{', '.join(entries)}]")
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
-
-
-shortcuts = together(
-    click.option(
-        "--lr",
-        metavar="X[,X]",
-        expose_value=False,
-        callback=_rates,
-        help="Learning rate or auto, one value per phase, instead of the recipe's.",
-    ),
-    click.option(
-        "--batch",
-        type=click.IntRange(1),
-        metavar="N",
-        expose_value=False,
-        callback=_store_shortcut,
-        help="Images in one optimizer step, instead of the recipe's.",
-    ),
-    click.option(
-        "--size",
-        type=click.IntRange(1, 8192),
-        metavar="PIXELS",
-        expose_value=False,
-        callback=_store_shortcut,
-        help="Side of the network's input, instead of the recipe's.",
-    ),
-)
-"""Adds --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""
-
-
-def other_name(error: click.ClickException) -> str:
-    """The message for an option that has another name here, such as --imgsz of `train`; "" for any other error."""
-    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
-        # Typing `--imgsz`, as other tools call it, should lead to the option of this one.
-        return ""
-    options = {text: option for option in error.ctx.command.params for text in option.opts}
-    # Without --set the command has no recipe, so no key can be meant.
-    if "--set" not in options:
-        return ""
-    from linnaeus.recipe.keys import OURS, WITHOUT_KEY, normalized
-
-    name = normalized(error.option_name)
-    if name in WITHOUT_KEY:
-        return f"No such option '{error.option_name}': {WITHOUT_KEY[name]}."
-    key = OURS.get(name)
-    if key is None:
-        return ""
-    short = f"--{key.removeprefix('model.').replace('name', 'model')}"
-    return f"No such option '{error.option_name}'. Did you mean '{short if short in options else f'--set {key}=…'}'?"
-
-
-def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`--set KEY=VALUE` options, after the shortcuts of the running command -> dotted key to TOML value."""
-    from linnaeus.recipe import parse_setting
-
-    context = click.get_current_context(silent=True)
-    short = context.meta.get(SHORTCUTS, []) if context else []
-    values: dict[str, Any] = {}
-    for key, value in map(parse_setting, (*short, *settings)):
-        if key in values and values[key] != value:
-            raise UserError(f"{key}: set twice, to {values[key]!r} and {value!r}; leave one out")
-        values[key] = value
-    return values
 
 
 class Finite(click.FloatRange):

@@ -197,7 +197,10 @@ class PredictionJob:
         for line in (*problems.rest(), self.classifier.color.take_line()):
             if line:
                 self.console.warn(line)
-        return done + len(previous.paths), failed + previous.errors
+        total = done + len(previous.paths)
+        if self.out:
+            self.console.say(f"answers   {self.out}: {counted(total, 'image')}")
+        return total, failed + previous.errors
 
     def _read_previous(self, stack: ExitStack) -> ExistingPredictions:
         """The answers that the output file already holds. Raises UserError if another model gave them.
@@ -282,5 +285,6 @@ def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
         if p.image is not None
     ]
     missing = image_grid(tiles, Path(path), title=grid.title())
+    console.say(f"grid      {path}: {grid.title()}")
     if missing:
         console.warn(advice(missing))

@@ -7,7 +7,8 @@ import sys
 import click
 
 from linnaeus.cli import early
-from linnaeus.cli.options import device_option, make_console, parse_settings, seed_option, settings_option, verbosity
+from linnaeus.cli.options import device_option, make_console, seed_option, verbosity
+from linnaeus.cli.settings import parse_settings, settings_option
 from linnaeus.console import counted, echo, echo_text
 
 

@@ -10,12 +10,11 @@ import click
 from linnaeus.cli.options import (
     device_option,
     make_console,
-    parse_settings,
     recipe_option,
     seed_option,
-    settings_option,
     verbosity,
 )
+from linnaeus.cli.settings import parse_settings, settings_option
 from linnaeus.text import percent
 from linnaeus.training.stop import status_of
 

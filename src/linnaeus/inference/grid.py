@@ -21,6 +21,8 @@ class GridSelection:
     """The images of the model's run; None if the model file does not hold their hashes."""
     total: int = 0
     mistakes: int = 0
+    judged: int = 0
+    """Images whose true class is known."""
     trained: int = 0
     """Images that the model was trained on."""
     _kept: list[tuple[tuple[bool, bool, float, int], Prediction, int | None]] = field(default_factory=list)
@@ -30,6 +32,7 @@ class GridSelection:
         wrong = true is not None and prediction.index != true
         self.total += 1
         self.mistakes += wrong
+        self.judged += true is not None
         if self.membership is not None:
             content = np.array([content_hash(prediction.path)], np.uint64)
             self.trained += int(self.membership.split_of(content)[0] == "train")
@@ -52,9 +55,13 @@ class GridSelection:
         return [(prediction, true) for _, prediction, true in self._kept]
 
     def title(self) -> str:
-        """What is shown of how many, and on how many of them the mistakes say nothing about new images."""
-        shown = min(self.most, self.total)
+        """What is shown of how many, of how many the class is known, and which say nothing about new images."""
+        shown, unjudged = min(self.most, self.total), self.total - self.judged
         title = selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
+        if self.judged and not self.mistakes:
+            title += ", no mistakes"
+        if unjudged:  # their folders do not say what they show
+            title += f"; {unjudged:,} without a known class" if self.judged else ", without known classes"
         were = "was a training image" if self.trained == 1 else "were training images"
         return f"{title}; {self.trained:,} of the {self.total:,} {were}" if self.trained else title
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from linnaeus.errors import UnknownNameError, UserError, did_you_mean, did_you_mean_network
+from linnaeus.errors import UserError, did_you_mean
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.custom import Custom, load_module, wrap
 from linnaeus.models.inception import InceptionV1
 from linnaeus.models.network import Network, allocate, pooled
 from linnaeus.models.resnet import RESNETS, ResNet
 from linnaeus.models.small import CIFAR_RESNETS, PLAIN_NETS, DigitResNet, MiniResNet, cifar_resnet, plain_net
+from linnaeus.network_names import unknown_network
 
 __all__ = ["MODELS", "Custom", "Network", "allocate", "create", "load_module", "pooled", "unset_twin", "wrap"]
 
@@ -43,11 +44,7 @@ def constructor(name: str) -> Callable[..., Network]:
     library = library_of(name)
     if library is not None:
         return partial(library.create, name)
-    raise UnknownNameError(
-        f"unknown model {name!r}{did_you_mean_network(name, MODELS)}: `linnaeus models` lists them; timm/NAME takes "
-        "any network of timm, hf/REPO one of the Hugging Face hub, onnx/FILE a graph of ONNX, net.py:build one of "
-        "your own"
-    )
+    raise unknown_network(name)
 
 
 def create(

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linnaeus.environment import offline
-from linnaeus.errors import UnknownNameError, UserError, did_you_mean_network, install
+from linnaeus.errors import UnknownNameError, UserError, install
 from linnaeus.models import MODELS
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.backbones.timm_backbone import PREFIX
 from linnaeus.models.weights.loading import describe_weights
 from linnaeus.models.weights.pretrained import PRETRAINED
 from linnaeus.models.weights.store import lookup
+from linnaeus.network_names import did_you_mean_network, unknown_network
 
 AUTO = "auto"
 
@@ -132,7 +133,7 @@ def _backbone(name: str, local: Mapping[str, str], option: str) -> Backbone:
         return Backbone(network, name)
     raise UnknownNameError(
         f"{option} {name}: no such network, weights or file{did_you_mean_network(name, _all_names(local))}; `linnaeus "
-        "weights list` shows ours, and timm/NAME and hf/REPO take those of timm and of the Hugging Face hub"
+        "weights list` shows ours, and timm/NAME and hf/OWNER/NAME take those of timm and of the Hugging Face hub"
     )
 
 
@@ -146,9 +147,7 @@ def _known_network(name: str) -> str:
         except UserError:
             pass  # told when its turn comes, so that the other backbones are not lost
     elif library_of(name) is None and name not in MODELS:
-        raise UnknownNameError(
-            f"unknown model {name!r}{did_you_mean_network(name, MODELS)}: `linnaeus models` lists them"
-        )
+        raise unknown_network(name)
     return name
 
 

@@ -141,7 +141,8 @@ def _spread(raw: Mapping[str, Any], origin: str, overrides: Mapping[str, Any], k
         value = [value] * len(chosen)
     if len(value) != len(chosen):
         raise UserError(
-            f"{key} = {value}: {origin} has {counted(len(chosen), 'phase')} for it; give one value, or one for each"
+            f"--set {key}: {counted(len(value), 'value')}, but {origin} has {counted(len(chosen), 'phase')} for it; "
+            "give one value, or one for each"
         )
     for i, item in zip(chosen, value, strict=True):
         yield f"phase.{i}.{key}", item

@@ -100,7 +100,11 @@ def override(raw: dict[str, Any], origin: str, overrides: dict[str, Any], epochs
 def without_recipe(error: UserError, name: str) -> str:
     """The message of a mistake in recipe `name` in terms of a setting, where the user has named no recipe."""
     message, prefix = str(error), f"recipe {name}: "
-    return f"--set {message.removeprefix(prefix)}" if message.startswith(prefix) else message
+    if not message.startswith(prefix):
+        return message
+    mistake = message.removeprefix(prefix)
+    # Keys that contradict each other are a mistake of their table, which nobody sets.
+    return mistake if mistake.partition(":")[0] in ("data", "model", "phase") else f"--set {mistake}"
 
 
 def validate(raw: dict[str, Any], origin: str) -> Recipe:

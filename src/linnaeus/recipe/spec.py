@@ -72,7 +72,7 @@ class Data(Strict):
             if value is not None and value < self.size:
                 raise ValueError(
                     f"{key} = {value} is smaller than size = {self.size}, so the crop would have a border; "
-                    "set data.resize too"
+                    f"raise {key} or lower size"
                 )
         return self
 

@@ -209,7 +209,7 @@ def step_within_memory(
         if world_size > 1:  # the other processes wait in a collective for this one, so the step cannot be repeated
             raise JobError(
                 f"out of memory with {size} images at once ({reason}); use another --out and "
-                f"--set phase.N.micro_batch={max(1, size // 2)}, which keeps the effective batch"
+                f"--set micro_batch={max(1, size // 2)}, which keeps the effective batch"
             )
         if size == 1:
             raise JobError(f"out of memory with a single image at once ({reason}); use a smaller data.size")

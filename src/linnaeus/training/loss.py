@@ -123,5 +123,5 @@ def not_finite(loss: float, place: str, lr: float) -> JobError:
     """The error for a loss that is NaN or infinite."""
     return JobError(
         f"the loss is not finite ({loss:g}) at {place}, with learning rate {lr:g}; "
-        f"try a lower one (--set phase.N.lr={lr / 10:g}) or clip the gradient (--set phase.N.clip=1)"
+        f"try a lower one (--lr {lr / 10:g}) or clip the gradient (--set clip=1)"
     )

@@ -280,9 +280,7 @@ def _introduce(prepared: Prepared) -> None:
     parameters = sum(p.numel() for p in network.parameters())
     say(f"network   {network.arch['name']}, {parameters:,} parameters, weights: {prepared.recipe.model.weights}")
     p = prepared.preprocessing
-    say(
-        f"images    {p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}, {p.interpolation}"
-    )
+    say(f"images    {p.brief()}, {'gray' if p.channels == 1 else 'color'}, {p.interpolation}")
 
 
 def _count(prepared: Prepared, split: str) -> str:

@@ -251,11 +251,12 @@ def _nothing(folder: str, split: str, path: Path) -> str:
     loose = sum(_is_image(entry) for entry in files)
     if loose:
         example = os.path.join(folder if split else str(path), "rose", files[0].name)
-        also = (
-            "" if split in ("", "train") else f", or move {split} away (`linnaeus predict` takes images without labels)"
+        also = "" if split in ("", "train") else f", or move {split} away"
+        return (
+            f"{folder}: {counted(loose, 'image')}, but in no class folder; put each class into a folder, as "
+            f"{example}{also}; images without labels are for `linnaeus label`, `linnaeus predict` and, if they show no "
+            "class of the model, `linnaeus evaluate --outside`"
         )
-        here = f"{folder}: {counted(loose, 'image')}, but in no class folder"
-        return f"{here}; put each class into a folder, as {example}{also}"
     # Users often give the folder into which the browser has saved the archive.
     archive = next((entry.path for entry in files if is_archive(entry.path)), None)
     inner = next((entry.name for entry in files if Path(entry.name).suffix.lower() in (".zip", ".tar", ".gz")), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from linnaeus.environment import mirror, offline
-from linnaeus.errors import JobError, UnknownNameError, UserError, did_you_mean
+from linnaeus.errors import JobError, UnknownNameError, UserError
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models.backbones import hub
 from linnaeus.models.backbones.hub_files import (
@@ -32,6 +32,7 @@ from linnaeus.models.weights.records import (
     write_record,
 )
 from linnaeus.models.weights.sharded import copy_weights, is_index, weights_in
+from linnaeus.network_names import did_you_mean_network
 from linnaeus.text import align
 
 # Finding and listing
@@ -82,8 +83,8 @@ def lookup(name: str) -> PretrainedWeights:
         return library.weights(name, None)
     if name not in PRETRAINED:
         raise UnknownNameError(
-            f"unknown weights {name!r}{did_you_mean(name, PRETRAINED)}: `linnaeus weights list` shows the names; "
-            "`linnaeus weights import NAME FILE` stores a local file under one of them"
+            f"unknown weights {name!r}{did_you_mean_network(name, PRETRAINED)}: `linnaeus weights list` shows "
+            "the names; `linnaeus weights import NAME FILE` stores a local file under one of them"
         )
     return PRETRAINED[name]
 
