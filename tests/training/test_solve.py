@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,11 @@ import pytest
 from tiny import write_idx, write_recipe
 
 import linnaeus
+from linnaeus.export.model_card import model_card
 from linnaeus.metrics.intervals import wilson
 from linnaeus.models import linear_probe
-from linnaeus.training.solve import _quality
+from linnaeus.report.page import write_report
+from linnaeus.training.solve import _interval, _quality
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
@@ -41,7 +44,32 @@ def test_versions_of_one_image_do_not_narrow_the_interval():
     probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are judged alike
     head = SimpleNamespace(judged=np.arange(120), probabilities=probabilities)
     low, high = wilson(32, 40)
-    stated = _quality(cast(Any, head), labels, images)
+    stated = _quality(cast(Any, head), labels, _interval(cast(Any, head), labels, images))
     found = [float(text) for text in re.findall(r"(\d+\.\d) %", stated.partition("interval")[2])]
     assert "accuracy 80.0 % (96 of 120, " in stated
     assert found[1] - found[0] > 100 * (high - low) - 0.1
+
+
+def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(tmp_path: Path):
+    """A figure of 6 images says little where 54 others were each judged by a head that had not seen them."""
+    source = write_idx(tmp_path / "idx", train=60, test=3)
+    views = {"views": 2, "augment": {"hflip": 0.5}}
+    recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1} | views)
+    run = linnaeus.train(source, str(recipe), out=tmp_path / "run", device="cpu")
+    metrics = json.loads((run.path / "metrics.json").read_text())["valid"]
+    held_out, valid = metrics["held_out"], metrics["accuracy_ci95"]
+    assert held_out["n"] + metrics["n"] == 60
+    assert held_out["accuracy_ci95"][1] - held_out["accuracy_ci95"][0] < valid[1] - valid[0]
+    stated = f"{100 * held_out['accuracy']:.2f} % of {held_out['n']} training images, each judged by a head"
+    assert any(line.startswith(f"held out  {stated}") for line in run.trust)
+    assert f"Cross-validated: {stated}" in " ".join(write_report(run.path)[0].read_text(encoding="utf-8").split())
+    assert f"Cross-validated: {stated}" in model_card(run.load(), "model.safetensors")
+    # Where the network below was trained on these images, its held-out accuracy would be far too high.
+    recipe = write_recipe(tmp_path / "t.toml", {}, {"train": ["head"], "head": "auto", "epochs": 1})
+    trained = linnaeus.train(source, str(recipe), out=tmp_path / "trained", device="cpu", draw=False)
+    assert "held_out" not in json.loads((trained.path / "metrics.json").read_text())["valid"]
+    again = {"train": ["head"], "head": "auto", "epochs": 1}
+    recipe = write_recipe(tmp_path / "u.toml", again)
+    weights = str(trained.path / "model.safetensors")
+    warm = linnaeus.train(source, str(recipe), out=tmp_path / "warm", device="cpu", draw=False, weights=weights)
+    assert "held_out" not in json.loads((warm.path / "metrics.json").read_text())["valid"]

@@ -14,6 +14,7 @@ from linnaeus.inference.classifier import Classifier
 from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import wilson
 from linnaeus.runs.model_selection import ModelSelection
+from linnaeus.runs.penalties import held_out_text
 from linnaeus.text import percent
 
 CARD = "MODEL_CARD.md"
@@ -62,7 +63,7 @@ def model_card(
     )
     environment.filters |= {"yaml": _yaml_text, "plain": _without_markdown, "percent": percent}
     environment.filters |= {"interval": _interval, "other_metrics": _other_metrics}
-    environment.filters |= {"no_better": no_better_than_one_class}
+    environment.filters |= {"no_better": no_better_than_one_class, "held_out": held_out_text}
     return environment.get_template("model_card.md.j2").render(
         file=file, call=call, repository=repository, license=license or "unknown", **_values(classifier)
     )

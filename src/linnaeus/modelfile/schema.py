@@ -99,6 +99,14 @@ class Unknown(Entry):
     measured: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class HeldOut(Open):
+    """The accuracy of a solved head on held-out training images."""
+
+    n: Count
+    accuracy: Share
+    accuracy_ci95: Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
 class SplitFigures(Open):
     """Figures of a split. Those that are shown or compared are checked; others are kept."""
 
@@ -112,6 +120,7 @@ class SplitFigures(Open):
     groups: Count | None = None
     most_frequent: Count | None = None
     seen: Count | None = None
+    held_out: HeldOut | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> SplitFigures:

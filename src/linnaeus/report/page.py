@@ -24,6 +24,7 @@ from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
+from linnaeus.runs.penalties import held_out_text
 from linnaeus.runs.reader import RunContents, read_run
 from linnaeus.text import page_templates, policy_source, typeset_percent
 from linnaeus.theme import style_sheet
@@ -141,6 +142,8 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
         width = f": its interval spans {counted(round(high - low), 'percentage point')}" if high > low else ""
         images_of = counted(figures["n"], f"{sections.WORDS[run.split]} image")
         notes.append(f"The figure comes from only {images_of}{width}. More images would make it more precise.")
+    if held_out := run.metrics.get("valid", {}).get("held_out"):
+        notes.append(f"Cross-validated: {held_out_text(held_out)}.")
     if no_better := no_better_than_one_class(figures):
         notes.append(f"The accuracy is {no_better}.")
     for split in run.measured:

@@ -89,13 +89,18 @@ def _solve_on(
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
     images = counted(len(labels) // views, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
+    interval = _interval(head, labels, images_of)
     console.say(
-        f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels, images_of)}"
+        f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels, interval)}"
     )
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
-    trials = [Trial(penalty, loss, head.accuracies.get(penalty)) for penalty, loss in head.losses.items()]
+    chosen = (None, None) if interval is None else (len(np.unique(head.judged % (len(labels) // views))), interval)
+    trials = [
+        Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else (None, None)))
+        for penalty, loss in head.losses.items()
+    ]
     return SolvedHead(head.weight.cpu(), head.bias.cpu(), train, trials)
 
 
@@ -115,16 +120,26 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     return np.concatenate([batches.labels] * views)
 
 
-def _quality(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> str:
-    """Accuracy, or with several labels mean average precision, of the held-out probabilities.
+def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
+    """95 % interval of the accuracy of the held-out probabilities; None with several labels.
 
     `labels` (n, …) and `groups` (n,), which numbers correlated samples, are those of all samples of the head.
     """
+    if labels.ndim > 1:
+        return None
+    hits = head.probabilities.argmax(1) == labels[head.judged]
+    return proportion_interval(hits, None if groups is None else groups[head.judged])
+
+
+def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float] | None) -> str:
+    """Accuracy with its interval, or with several labels mean average precision, of the held-out probabilities.
+
+    `labels` (n, …) are those of all samples of the head.
+    """
     whole, labels = len(head.judged) == len(labels), labels[head.judged]
     how = "cross-validated training" if whole else "one fold was held out: its"
-    if labels.ndim == 1:
-        hits = head.probabilities.argmax(1) == labels
-        low, high = proportion_interval(hits, None if groups is None else groups[head.judged])
+    if interval is not None:
+        hits, (low, high) = head.probabilities.argmax(1) == labels, interval
         counts = f"{hits.sum():,} of {len(hits):,}, 95 % interval {percent(low)} to {percent(high)}"
         return f"{how} accuracy {percent(hits.mean())} ({counts})"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)

@@ -25,7 +25,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import TARGET_RISK, is_unsure
 from linnaeus.runs import predictions
+from linnaeus.runs.penalties import Trial, held_out_text
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
@@ -62,11 +63,28 @@ def split_dicts(assessments: Assessments, without_leaks: Mapping[str, Headline |
     return splits
 
 
-def published(figures: Mapping[str, Headline], without_leaks: Mapping[str, Headline | None]) -> dict[str, Any]:
+def held_out_figures(trials: Sequence[Trial], figures: Mapping[str, Figures]) -> dict[str, Any] | None:
+    """The accuracy of a solved head on held-out training images, where it is more certain than that of any split.
+
+    None otherwise. `trials` are those of its penalty.
+    """
+    chosen = next((trial for trial in trials if trial.ci95 is not None), None)
+    if chosen is None or chosen.ci95 is None:
+        return None
+    width = min(high - low for low, high in (split.accuracy_ci95 for split in figures.values()))
+    if chosen.ci95[1] - chosen.ci95[0] >= width:
+        return None
+    return {"n": chosen.n, "accuracy": chosen.accuracy, "accuracy_ci95": list(chosen.ci95)}
+
+
+def published(
+    figures: Mapping[str, Headline], without_leaks: Mapping[str, Headline | None], held_out: dict[str, Any] | None
+) -> dict[str, Any]:
     """The figures by split for the model file, from which page and model card show them: without seen images."""
     unseen = {split: without_leaks.get(split, whole) for split, whole in figures.items()}
+    more = {} if held_out is None else {"valid": {"held_out": held_out}}
     return {
-        split: clean.to_dict() | ({"seen": n} if (n := figures[split].n - clean.n) else {})
+        split: clean.to_dict() | ({"seen": n} if (n := figures[split].n - clean.n) else {}) | more.get(split, {})
         for split, clean in unseen.items()
         if clean is not None
     }
@@ -152,6 +170,8 @@ class FinalEvaluation:
         self.without_leaks: dict[str, Figures | None] = {}
         """Split -> metrics without the images that have a copy in an earlier split; None if no image is left. Only for
         splits with such images."""
+        self.held_out: dict[str, Any] | None = None
+        """The accuracy on held-out training images, where it is more certain than that on validation."""
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""
@@ -176,6 +196,8 @@ class FinalEvaluation:
         """For metrics.json: the splits, and the calibration without its curve."""
         calibration = {name: value for name, value in self.calibration.to_dict().items() if name != "curve"}
         splits = split_dicts(self.assessments, self.without_leaks)
+        if self.held_out is not None:
+            splits["valid"]["held_out"] = self.held_out
         unknown = {} if self.recognition is None else {"unknown": self.recognition.to_dict()}
         return splits | {"calibration": calibration} | unknown
 
@@ -187,6 +209,7 @@ class FinalEvaluation:
         failure = calibration_failure(quality.temperature)
         return [
             *leak_lines(self.without_leaks, self.unseen),
+            *([] if self.held_out is None else [f"held out  {held_out_text(self.held_out)}"]),
             f"certainty {certainty(self.assessments[split], place)}",
             *([f"certainty {failure}"] if failure else []),
             *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),

@@ -179,7 +179,7 @@ def _write_results(
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
-    header.metrics = published(evaluation.figures, evaluation.without_leaks)
+    header.metrics = published(evaluation.figures, evaluation.without_leaks, evaluation.held_out)
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
         header.unknown = evaluation.recognition.detector.to_dict()

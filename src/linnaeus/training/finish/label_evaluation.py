@@ -64,6 +64,7 @@ class LabelEvaluation:
             split: assessment.figures for split, assessment in self.assessments.items()
         }
         self.without_leaks: dict[str, Headline | None] = {}
+        self.held_out = None
 
     def measure(self, calibrated: Outputs) -> LabelFigures:
         """The headline metrics of calibrated outputs, with the thresholds of the model."""

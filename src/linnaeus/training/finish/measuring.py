@@ -14,8 +14,9 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import TARGET_RISK
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.models import Network
+from linnaeus.runs.penalties import read_penalties
 from linnaeus.stores.frozen import stored
-from linnaeus.training.finish.evaluation import FinalEvaluation
+from linnaeus.training.finish.evaluation import FinalEvaluation, held_out_figures
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.unknown import Recognition, recognition, references_of, training_features, with_thumbnails
 from linnaeus.training.setup.prepare import Prepared
@@ -40,7 +41,13 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     def recognize(calibrated: dict[str, Outputs], temperature: float) -> Recognition:
         return recognition(features, references, thumbnails, calibrated, temperature, header.classes, unseen)
 
-    return FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
+    evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
+    # Only where nothing below the head has been trained on these images, here or before.
+    if prepared.recipe.phase[0].head == "auto" and len(prepared.recipe.phase) == 1:
+        trials = prepared.engine.broadcast(lambda: read_penalties(prepared.folder.path).get(1, []))
+        if not len(prepared.membership.earlier):
+            evaluation.held_out = held_out_figures(trials, evaluation.figures)
+    return evaluation
 
 
 def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None) -> dict[str, Outputs]:
