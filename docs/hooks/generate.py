@@ -170,7 +170,7 @@ def type_name(annotation: Any, metadata: list[Any] | None = None) -> str:
 def bounds(metadata: list[Any]) -> list[str]:
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     constraints = [c for item in metadata for c in (getattr(item, "metadata", None) or [item])]
-    return [f"{word} {getattr(c, key):g}" for c in constraints for key, word in words.items() if hasattr(c, key)]
+    return [f"{word} {getattr(c, key):,.15g}" for c in constraints for key, word in words.items() if hasattr(c, key)]
 
 
 def formats_page() -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MeasuredFigures(Figures):
-    """Figures with the calibrated answers that they count; equal to other figures of the same values.
+    """Metrics together with the calibrated predictions behind them; equal to other metrics with the same values.
 
     `names` are the display names of the classes in index order.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The prediction of a model for one image."""
+    """The prediction for one image: calibrated probabilities, and whether the model is unsure or the image unknown."""
 
     path: str
     """The path as the caller passed it; `image N` for bytes and pixels."""
@@ -29,17 +29,17 @@ class Prediction:
     names: tuple[str, ...]
     """Display names in index order."""
     probabilities: np.ndarray | None
-    """(classes,) float64, summing to 1, except with several labels; None where the image cannot be read."""
+    """(classes,) float64, summing to 1 unless images may have several labels; None if the image cannot be read."""
     error: str | None = None
-    """Why the image cannot be read."""
+    """Reason why the image could not be read; None if it was."""
     image: np.ndarray | None = None
     """(size, size, channels) uint8: the pixels that the network saw."""
     threshold: float = 0.0
-    """The model is unsure where the probability of the most likely class is below this."""
+    """The model is unsure if the probability of the most likely class is below this value."""
     distance: float | None = None
-    """Cosine distance of the features from those of the training images, 0 to 2; None where the model has none."""
+    """Cosine distance of the features from the training images, 0 to 2; None if the model measures none."""
     thresholds: np.ndarray | None = None
-    """(classes,) of a model that gives images several labels: each from this probability on. Else None."""
+    """(classes,) smallest probability at which each label is assigned, of a multi-label model; else None."""
     limits: Thresholds | None = None
     """Thresholds beyond which the image is unknown; None if the model has none."""
 
@@ -72,13 +72,12 @@ class Prediction:
 
     @property
     def verdict(self) -> str:
-        """`unknown`, else `unsure`, else empty: why the most likely class is not the answer."""
+        """`unknown`, `unsure`, or empty if the most likely class is the answer."""
         return "unknown" if self.unknown else "unsure" if self.unsure else ""
 
     @property
     def labels(self) -> list[str]:
-        """Display names of the labels that the image is given, the most likely first, of a model with several labels;
-        else the most likely class alone."""
+        """Display names of the assigned labels, the most likely first; else the most likely class alone."""
         return [self.names[i] for i in self.given]
 
     @property
@@ -91,7 +90,7 @@ class Prediction:
 
     @property
     def answer(self) -> str:
-        """The most likely class, or all labels that the image is given, as text."""
+        """The most likely class, or all assigned labels, as text."""
         return self.name if self.thresholds is None else ", ".join(self.labels) or "no label"
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
@@ -104,7 +103,7 @@ class Prediction:
         return [(int(i), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:k]]
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:
-        """The object that `linnaeus predict` writes as a JSON line. JSON has no NaN, which becomes an `error`."""
+        """The object of a JSON line of `linnaeus predict`, with the k most likely classes; NaN becomes an `error`."""
         error = self.error
         # The class of a broken network would look like an answer.
         if self.probabilities is not None and not np.isfinite(self.probabilities).all():
@@ -164,7 +163,7 @@ class Predictions(list[Prediction]):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a classifier computes of one image."""
+    """The output of a classifier for one image."""
 
     probabilities: np.ndarray
     """(classes,) float64, calibrated."""

@@ -67,9 +67,10 @@ def parse_toml(origin: str, text: str) -> dict[str, Any]:
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list[int] | None = None) -> Recipe:
-    """Read a recipe by name or from a file, with overrides (`phase.1.lr`, `lr`) and the epochs of each phase.
+    """Read a built-in recipe or a recipe file.
 
-    Raises UserError, which names the origin, the key and the value.
+    `overrides` maps dotted keys to values (`phase.1.lr`, or `lr` for all phases); `epochs` has one number per phase.
+    Raises UserError that names the file, the key and the value.
     """
     origin, text = recipe_text(name)
     raw = parse_toml(origin, text)

@@ -62,9 +62,9 @@ class Data(Strict):
     split: Split = Split()
     """Split of a source that does not define splits."""
     task: Literal["single-label", "multi-label"] | None = None
-    """Labels of an image: exactly one, or any number, none included. Without it, the cells of a CSV decide."""
+    """Labels per image: exactly one, or any number including none. Recognized from the cells of a CSV if not set."""
     separator: Literal["|", ";", ","] | None = None
-    """Separator of the labels in a cell of a CSV, if an image may have several. Without it, the cells decide."""
+    """Separator of several labels in a cell of a CSV. Recognized from the cells if not set."""
 
     @model_validator(mode="after")
     def _fits(self) -> Data:
@@ -109,11 +109,9 @@ class Phase(Strict):
     weight_decay: NonNegative = 0.0
     """Weight decay, as defined by the torch optimizers."""
     norms: Literal["train", "synced", "frozen"] = "train"
-    """Statistics of BatchNorm in the stages that train. `train`: of the images that go through the network at once in
-    one process; `synced`: in all processes; `frozen`: those of the starting weights.
-
-    `synced` costs time and helps if each process has few images at once. `frozen` helps if there are few images in all,
-    because the old statistics are then the better estimate."""
+    """BatchNorm statistics in the stages that train. `train`: computed over the micro-batch of each process. `synced`:
+    computed over all processes, which costs time and helps if each has few images. `frozen`: those of the initial
+    weights, which are the better estimate if there are few training images."""
     decay_norms: bool = True
     """Apply weight decay also to biases and BatchNorm, as the torch optimizers do by default."""
     schedule: Schedule = Constant()
@@ -121,9 +119,8 @@ class Phase(Strict):
     augment: Augment | None = None
     """Random changes to training images, see below; none if the table is missing."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Draw this many augmented versions of each image once, and use them in turn; 0 draws new ones in every epoch.
-
-    For phases with frozen stages, whose output for the versions is stored."""
+    """Number of augmented versions (views) that are drawn of each image once and used in turn, so that the output of
+    frozen stages can be stored; 0 draws a new one in every epoch."""
     mixup: NonNegative = 0.0
     """Mixup, which blends pairs of images and labels: alpha of the Beta distribution; 0 is off."""
     cutmix: NonNegative = 0.0
@@ -215,10 +212,10 @@ class Recipe(Strict):
     """For several labels per image: the threshold of each label is the lowest probability that reaches this precision
     on validation. Without it, it is the one with the largest F1."""
     precision: Literal["auto", "32", "16-mixed", "bf16-mixed"] = "auto"
-    """Precision of the computation. `auto`: mixed on a GPU; on a CPU 32 bits, or bfloat16 for phases of more than two
-    minutes that a trial finds faster with it; 32 bits elsewhere."""
+    """Precision of training. `auto`: mixed precision on a GPU; float32 on a CPU, or bfloat16 in phases of more than two
+    minutes if a trial shows that it is faster; float32 elsewhere."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the training pass with torch.compile. `auto`: on a GPU, for phases in which a trial shows a gain."""
+    """Compile the training pass with torch.compile. `auto`: on a GPU, in phases in which a trial shows a gain."""
     log_every: Annotated[int, Field(ge=0)] = 0
     """Print the loss every this many steps; 0 is off."""
     model: Model

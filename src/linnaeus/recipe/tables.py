@@ -39,14 +39,14 @@ class Model(Strict):
     """The network and its initial weights."""
 
     name: str
-    """A network listed by `linnaeus models`, or `file.py:function` for a custom network."""
+    """A network listed by `linnaeus models`, `timm/NAME`, `hf/REPO`, `onnx/FILE`, or `file.py:function` (your code)."""
     weights: str = "none"
-    """`imagenet`, the name of published weights, a file, or `none` for training from scratch."""
+    """`imagenet`, `pretrained` (timm and hub), a name from `linnaeus weights list`, a file, or `none` (random)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` lists them."""
     frozen: Literal["float", "bf16", "int8"] = "float"
-    """Arithmetic of frozen stages. bf16 (where it is faster than float on this machine) and int8 round, and are faster
-    on some CPUs; the saved model is float."""
+    """Precision of frozen stages. `bf16` (used only if a trial finds it faster) and `int8` are less exact but faster on
+    some CPUs; the saved model stays in float."""
     head: Head | None = None
     """Input of the head, unless it is the average of the last stage: `head = { stages = ["layer3", "layer4"] }`."""
 
@@ -59,7 +59,7 @@ class Constant(Strict):
 
 
 class Step(Strict):
-    """Multiply the learning rate by `factor` after every `every` epochs."""
+    """Multiply the learning rate by `factor` each time `every` epochs have passed."""
 
     name: Literal["step"]
     """Name of the schedule."""

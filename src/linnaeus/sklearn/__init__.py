@@ -47,24 +47,25 @@ if TYPE_CHECKING:
 
 
 class MostLikelyClass:
-    """The default of `unknown_label`: an image of none of the classes gets the most likely of them."""
+    """Default of `unknown_label`: images that belong to none of the classes get the most likely one."""
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):
     """An image classifier with scikit-learn's interface.
 
-    Parameters are those of `linnaeus.train`. `out` is a folder to keep the run in, which must not exist yet; without it
-    only the model is kept. A part of the images passed to `fit` is set aside for validation, as the recipe says
-    (`settings={"data.split.valid": 0.2}`): it chooses the best epoch and calibrates the probabilities.
+    The parameters are those of `linnaeus.train`, and:
 
-    Training takes seconds to hours and prints only warnings by default: `verbose=1` prints each epoch, 2 also details.
+    - `out`: new folder for the run; by default only the model is kept.
+    - `verbose`: 0 prints only warnings, 1 each epoch, 2 also details.
+    - `unknown_label`: returned by `predict` for images that belong to none of the classes, such as None, "unknown" or
+      -1, and accepted by `score` as their label. By default, such images get the most likely class.
 
-    `unknown_label` is what `predict` returns for an image of none of the classes, such as None, "unknown" or -1;
-    without it the most likely class. `score` accepts it as the label of such images.
+    `fit` sets a part of its images aside for validation, as the recipe says (`settings={"data.split.valid": 0.2}`).
+    They select the best epoch and calibrate the probabilities.
 
-    After `fit`: `classes_` (classes,) in the order of the columns of `predict_proba`, `metrics_` with the figures on
-    that validation part, `check_` with the findings of the data check (empty for arrays), and `model_file_`, the bytes
-    of a model file that `linnaeus.load` reads.
+    Attributes after `fit`: `classes_` (classes,), in the order of the columns of `predict_proba`; `metrics_`, on the
+    validation part; `check_`, the findings of the data check (empty for arrays); `model_file_`, the bytes of a model
+    file that `linnaeus.load` reads.
     """
 
     unknown_label: Any = MostLikelyClass  # for estimators pickled before it was a parameter
@@ -97,9 +98,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def fit(
         self, X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None = None
     ) -> ImageClassifier:
-        """Train on images with their labels (n,). Images of one of `groups` (n,) stay together in the split.
+        """Train on images X with labels y (n,). Images of one group in `groups` (n,) stay in one split.
 
-        With several labels per image, y is (n, labels) of 0 and 1, and so are predictions.
+        With several labels per image, y is (n, labels) of 0 and 1, as are the predictions.
 
         Raises UserError if images and labels do not match, or nothing can be trained on them.
         """
@@ -131,17 +132,19 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Images) -> np.ndarray:
-        """(n, classes) float64: calibrated; rows sum to 1, except with several labels. Raises UserError if one is
-        unreadable."""
+        """Calibrated probabilities (n, classes) float64; rows sum to 1 unless images may have several labels.
+
+        Raises UserError if an image cannot be read.
+        """
         answers = self._answers(X)
         return (
             np.stack([probabilities_of(answer) for answer in answers]) if answers else np.zeros((0, len(self.classes_)))
         )
 
     def predict(self, X: Images) -> np.ndarray:
-        """(n,) the most likely of `classes_`, or `unknown_label`; with several labels (n, labels) int64, 1 for each.
+        """Predicted classes (n,), or `unknown_label`; with several labels, (n, labels) int64 of 0 and 1.
 
-        Raises UserError if an image is unreadable.
+        Raises UserError if an image cannot be read.
         """
         check_is_fitted(self)
         loaded = self._loaded()
