@@ -126,7 +126,8 @@ def test_a_backbone_that_fails_is_one_line(place: Path, tmp_path: Path, say: Any
     rows = json.loads((tmp_path / "out" / "probe.json").read_text())["backbones"]
     assert [row["error"] is None for row in rows] == [True, False]
     with pytest.raises(JobError, match="no backbone could be compared"):
-        probe(place / "images", names.split(",")[0], out=tmp_path / "out", console=QUIET)
+        probe(place / "images", names.split(",")[0], out=tmp_path / "new", console=QUIET)
+    assert not (tmp_path / "new").exists(), "an empty folder would be in the way of the next probe"
 
 
 def test_a_license_that_forbids_uses_is_a_warning(place: Path, tmp_path: Path, say: Any):

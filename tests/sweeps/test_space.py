@@ -75,6 +75,10 @@ def test_finite_spaces_are_counted_and_listed(tmp_path: Path, recipe: Recipe):
         ('"phase.1.batch" = { choices = [8, 8] }', "8 occurs twice"),
         ('"phase.1.batch" = { choices = [8, 16], low = 2 }', "choices and low"),
         ('"phase.1.batch" = { choices = [8, 2020-01-01] }', "a recipe cannot have such a value"),
+        (
+            '"phase.1.batch" = { low = 8, high = 64.0 }',
+            "expected a whole number; it lies in the range: write low, high",
+        ),
         ('"phase.1.lrr" = { low = 0.1, high = 1.0 }', "phase.1.lrr = 0.1: unknown key (did you mean lr?)"),
         ('"phase.3.lr" = { low = 0.1, high = 1.0 }', "phase.3.lr = 0.1: the recipe has phases 1 to 2, not '3'"),
         ('"phase.1.lr" = { low = -1.0, high = 1.0 }', "phase.1.lr = -1.0: expected a number above 0"),

@@ -19,6 +19,7 @@ from linnaeus.inference.classifier import load
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.runs.predictions import read_predictions
 from linnaeus.text import typeset_percent
+from linnaeus.training.derived.solved_run import SolvedRun
 from linnaeus.training.run import train
 from linnaeus.training.setup.workspace import Workspace
 from linnaeus.training.stop import Terminated
@@ -246,3 +247,12 @@ def test_copies_of_images_of_the_run_are_not_added(say, tmp_path: Path):
     assert "1 of its 13 images are copies of images of the run, such as copy.png" in said.err
     said = say("classes", run, "--add", new, "--drop", "0")
     assert said.status == 0, said.err
+
+
+def test_two_commands_at_once_get_two_folders(tmp_path: Path):
+    old = SolvedRun.read(make_run(tmp_path), "")
+    with old.new_folder("classes", None) as first, old.new_folder("classes", None) as second:
+        assert (first.name, second.name) == ("run-classes-1", "run-classes-2")
+        (second / "model").touch()
+    assert not first.exists(), "nothing was written into it"
+    assert second.exists()

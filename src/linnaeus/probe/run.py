@@ -33,6 +33,7 @@ from linnaeus.probe.judging import Judge
 from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
+from linnaeus.runs.ownership import removed_if_empty
 from linnaeus.training.setup.choice import TRANSFER
 from linnaeus.training.setup.request import Request
 from linnaeus.training.setup.resolve import open_split, open_table, refuse_split_settings
@@ -87,13 +88,13 @@ def probe(
     # A folder of results inside the source would count as data in the next run.
     refuse_inside(Path(out or "runs"), table)
     table = _copies_together(table, console)
-    folder = _folder(out)
-    for line in candidates.notes:
-        console.say(line)
-    job = _Job(table, settings, seed, chosen, console)
-    comparison = job.compare(candidates.chosen, folder)
-    command = _command(str(source), comparison, settings, seed)
-    write_results(folder, comparison, job.judge, command, plot=True)
+    with removed_if_empty(_folder(out)) as folder:
+        for line in candidates.notes:
+            console.say(line)
+        job = _Job(table, settings, seed, chosen, console)
+        comparison = job.compare(candidates.chosen, folder)
+        command = _command(str(source), comparison, settings, seed)
+        write_results(folder, comparison, job.judge, command, plot=True)
     return Probe(folder, comparison, command, str(job.judge))
 
 

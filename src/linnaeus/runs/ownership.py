@@ -7,7 +7,8 @@ without it is a finished run, or not a run.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from linnaeus.errors import UserError
@@ -51,6 +52,16 @@ def _is_lock(path: Path) -> bool:
     with suppress(OSError):
         return path.is_file() and path.stat().st_size < 1000 and path.read_bytes()[:8] in (b"", b"process ")
     return False
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[Path]:
+    """`folder`, which is removed at the end if nothing was written into it, so that the next run can have its name."""
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def remove_remains(folder: Path, *, alone: bool = False) -> None:

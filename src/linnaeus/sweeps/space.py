@@ -55,6 +55,11 @@ class Interval:
         """The values that `load_space` tries."""
         return (self.low, self.high)
 
+    @property
+    def between(self) -> float:
+        """A value of a real range that is neither end nor, without a step, a whole number."""
+        return self.low + (self.step or (self.high - self.low) / math.pi)
+
     def values(self) -> list[Any]:
         """All values of a finite range."""
         assert self.count is not None
@@ -129,9 +134,14 @@ def load_space(space: str | Path | Mapping[str, Any], recipe: Recipe, settings: 
     raw = recipe.model_dump(mode="json", exclude_none=True)
     generator = random.Random(0)
     for key, dimension in dimensions.items():
-        # The ends stand for the range: keys of a recipe have bounds, not gaps.
+        # The ends stand for the range: keys of a recipe have bounds, and no gaps but those between whole numbers.
         for value in dimension.ends:
             _check_value(origin, key, value, dimensions, raw, generator)
+        if isinstance(dimension, Interval) and not dimension.whole:
+            try:
+                _check_value(origin, key, dimension.between, dimensions, raw, generator)
+            except UserError as error:
+                raise UserError(f"{error}; it lies in the range: write low, high and step without a point") from None
     return dimensions
 
 

@@ -39,13 +39,13 @@ def change_classes(
     before = old.table()
     after = changed_table(before, changes)
     lines = _describe(old.path, before, after, changes)
-    place = Path(out) if out is not None else old.free_folder("classes")
-    # The new run's own split.csv is its source: no folder or list has these images with these classes.
-    after = dataclasses.replace(after, source=str(place.absolute() / SPLIT))
     record = RunChanges(old.path, lines, changes.targets(before.classes, before.names))
     earlier = old.earlier(before, record)
-    resume = is_in_progress(place)  # what a killed process of the same command has begun
-    run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
+    with old.new_folder("classes", out) as place:
+        # The new run's own split.csv is its source: no folder or list has these images with these classes.
+        after = dataclasses.replace(after, source=str(place.absolute() / SPLIT))
+        resume = is_in_progress(place)  # what a killed process of the same command has begun
+        run = train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
     return ChangedRun(run, record)
 
 

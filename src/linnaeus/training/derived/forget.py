@@ -68,14 +68,16 @@ def forget(
     # Copies of the same content must go too, or their features would remain.
     gone = named | (np.isin(contents, contents[named]) & (contents != UNKNOWN))
     _refuse_trained_backbone(old, contents[gone])
-    place = Path(out) if out is not None else old.free_folder("forget")
-    after = _without(old, gone, place)
     changes = _changes(old, named, gone, contents)
-    resume = is_in_progress(place)
-    done = None if resume else _finished(place, (*old.forgotten, *changes.forgotten))
-    earlier, purged = _purged_images(old, after, gone, contents, changes)
-    _warn_of_altered_copies(old, after, gone, console)
-    run = done or train(after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume)
+    with old.new_folder("forget", out) as place:
+        after = _without(old, gone, place)
+        resume = is_in_progress(place)
+        done = None if resume else _finished(place, (*old.forgotten, *changes.forgotten))
+        earlier, purged = _purged_images(old, after, gone, contents, changes)
+        _warn_of_altered_copies(old, after, gone, console)
+        run = done or train(
+            after, old.recipe, out=place, device=device, console=console, earlier=earlier, resume=resume
+        )
     # Only after the new run exists: a failure must not cost the stores.
     purge_derived(default_cache(), purged)
     for left in purged.left:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from linnaeus.data.readers.csvfile import open_rows, read_csv
 from linnaeus.data.readers.listfile import Rows
 from linnaeus.data.table import Table
 from linnaeus.errors import DiskError, UserError, no_run
+from linnaeus.files import numbered
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import METRICS, RECIPE, SPLIT
+from linnaeus.runs.ownership import removed_if_empty
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.stores.samples import Samples
 from linnaeus.training.setup.request import EarlierRun
@@ -91,12 +95,15 @@ class SolvedRun:
         taken_over = self.metrics.get("taken_over") or {}
         return EarlierRun(table, self.samples(table), exact, forgotten, taken_over, changes)
 
-    def free_folder(self, word: str) -> Path:
-        """The first unused folder beside the run: NAME-word-1, …"""
-        number, path = 1, self.path.resolve()
-        while (place := path.with_name(f"{path.name}-{word}-{number}")).exists():
-            number += 1
-        return place
+    @contextmanager
+    def new_folder(self, word: str, out: str | Path | None) -> Iterator[Path]:
+        """The folder of the derived run: `out`, or the first unused one beside the run: NAME-word-1, …"""
+        if out is not None:
+            yield Path(out)
+            return
+        path = self.path.resolve()
+        with removed_if_empty(numbered(path.with_name(f"{path.name}-{word}"))) as place:
+            yield place
 
 
 def _recipe(path: Path, purpose: str) -> Recipe:
