@@ -111,7 +111,7 @@ def draw(path: Path) -> None:
         axes.add_patch(
             FancyBboxPatch(corner, *BOX, boxstyle="round,pad=0,rounding_size=0.1", fc=FILL, ec=LINE, zorder=3)
         )
-        axes.text(x, y, name, ha="center", va="center", color=TEXT, fontsize=11, zorder=4)
+        axes.text(x, y, name, ha="center", va="center", color=TEXT, fontsize=9.5 if len(name) > 10 else 11, zorder=4)
     width = max(abs(x) for x, _ in centers.values()) + BOX[0]
     axes.set(xlim=(-width, width), ylim=(-STEP[1] / 2, (len(LAYERS) - 0.5) * STEP[1]))
     axes.axis("off")

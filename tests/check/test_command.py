@@ -26,6 +26,7 @@ from linnaeus.check.findings import Finding
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.data.table import Table
+from linnaeus.errors import UserError
 from linnaeus.models import create
 from linnaeus.models.weights.store import lookup, sha256_of, store_checksum, weights_dir
 from linnaeus.stores.embeddings import default_weights, embed
@@ -252,3 +253,19 @@ def test_near_duplicates_find_leaks_without_embeddings(faulty: Path):
         "valid": ["valid/oak/leak.jpg"]
     }
     assert (found.pairs == check_table(table).duplicates.pairs).all()
+
+
+def test_a_file_of_weights_computes_embeddings_as_its_name_does(tmp_path: Path):
+    """`train --weights` takes such a file, too. The stored embeddings belong to its content, not to its name."""
+    write_scenes(tmp_path / "images", each=3)
+    file = tmp_path / "weights.safetensors"
+    save_file(create("resnet18", 1000).state_dict(), file)
+    found = check(tmp_path / "images", weights=str(file))
+    assert (found.weights, found.notes) == (str(file), [])
+    table = open_source(tmp_path / "images")
+    stored = embed(table, str(file), cache=default_cache(), console=Console(quiet=True), compute=False)
+    assert stored is not None
+    save_file(create("resnet18", 1000).state_dict(), file)
+    assert embed(table, str(file), cache=default_cache(), console=Console(quiet=True), compute=False) is None
+    with pytest.raises(UserError, match="a folder; give the name or the file"):
+        check(tmp_path / "images", weights=str(tmp_path))

@@ -678,8 +678,21 @@ def test_finish_says_what_is_missing_and_help_shows_the_keys(tmp_path: Path, sta
     page.wait_for_timeout(200)
     assert path_of(page) == path, "single keys are switched off"
     page.locator("#open-finish").click()
+    assert EN["finish_few"].format(n=1, of=12) in page.locator("#finish-text").inner_text()
     page.locator("#train").click()
     page.locator("#finish-error", has_text="training needs two classes").wait_for()
+
+
+def test_long_lines_of_a_training_are_readable_without_scrolling(tmp_path: Path, start: Start, open_page: Open) -> None:
+    page = ready(open_page(start(photos(tmp_path / "photos", each=4)).address))
+    page.locator("#open-finish").click()
+    scrolls = """() => {
+      const log = document.getElementById("finish-lines");
+      log.hidden = false;
+      log.textContent = "valid 96.5 % ".repeat(40);
+      return log.scrollWidth > log.clientWidth;
+    }"""
+    assert not page.evaluate(scrolls)
 
 
 def test_finish_writes_a_run_that_the_commands_on_the_page_work_with(

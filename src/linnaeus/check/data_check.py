@@ -87,7 +87,7 @@ def check_table(
 ) -> DataCheck:
     """Check every sample of a table.
 
-    `weights` names the pretrained weights that compute embeddings; by default the best that are stored locally. With
+    `weights` are those that compute embeddings, by name or file; by default the best stored locally. With
     "none" only pixels are compared, which takes seconds where embeddings take minutes, and labels are not checked. With
     "stored" embeddings are used only if an earlier check has computed them. `builder` has observed some images.
     """
@@ -167,8 +167,8 @@ def _embeddings(
     name = default_weights() if weights is None or stored else weights
     if name is None:
         notes.append(
-            f"{skipped}this takes ImageNet weights from the cache, whatever the run uses: `linnaeus weights pull "
-            f"{SUGGESTED}`, or `linnaeus weights import {SUGGESTED} FILE` for a file at hand, and check again"
+            f"{skipped}no pretrained weights are stored here; check again with --weights FILE, or after `linnaeus "
+            f"weights pull {SUGGESTED}`"
         )
         return None
     if not len(statistics.readable):

@@ -195,7 +195,7 @@ def _print_run(run: Run, console: Console) -> None:
 @click.option("--gallery", metavar="FILE.html", help="Write an HTML page that shows the images of each finding.")
 @click.option(
     "--weights",
-    metavar="NAME|none",
+    metavar="NAME|FILE|none",
     help="Weights for comparing images.  [default: ImageNet weights, if downloaded]",
 )
 @click.option("--groups", metavar="COLUMN", help="CSV column that groups images, such as the patient.")

@@ -17,9 +17,13 @@ from linnaeus.data.batches import Batch
 from linnaeus.data.images.decode import DECODE_VERSION
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores, choose_device, steady_heap
-from linnaeus.models.weights.loading import load_weights
-from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
-from linnaeus.models.weights.store import local_weights, lookup
+from linnaeus.errors import UserError
+from linnaeus.models.network import Network
+from linnaeus.models.weights.files import WeightsInfo
+from linnaeus.models.weights.loading import describe_weights, file_of, load_weights
+from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, PRETRAINED
+from linnaeus.models.weights.records import sha256_of
+from linnaeus.models.weights.store import local_weights
 from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.activations import IMAGES, image_stores
 from linnaeus.stores.decoding import Decoding
@@ -58,16 +62,23 @@ def default_weights() -> str | None:
 def embed(
     table: Table, weights: str, *, cache: Cache, console: Console, device: str = "auto", compute: bool = True
 ) -> Embeddings | None:
-    """Embeddings of all readable images of `table` by local pretrained weights.
+    """Embeddings of all readable images of `table` by local weights, a name or a file.
 
     They are kept in the cache, as are the decoded images. Returns None where the cache has none and `compute` is
     false, where the cache's budget is too small, and where no image can be read. Images of a source that holds arrays
     go through the network near their own size. Raises UserError if the weights are not local.
     """
-    preprocessing = _preprocessing(table, lookup(weights))
+    if Path(weights).is_dir():
+        raise UserError(f"{weights}: a folder; give the name or the file of pretrained weights")
+    info, file = describe_weights(weights), file_of(weights)
+    if info.model is None:
+        raise UserError(f"{weights}: does not say which network it is for; give another file of weights")
+    preprocessing = _preprocessing(table, info)
     decoding = Decoding(table, np.arange(len(table)), preprocessing.row_spec, available_cores(), None)
     signatures = decoding.signatures
-    key = json.dumps([VERSION, DECODE_VERSION, weights, preprocessing.to_dict()]).encode() + signatures.tobytes()
+    # A file may be replaced under its name.
+    identity = weights if file is None else sha256_of(file)
+    key = json.dumps([VERSION, DECODE_VERSION, identity, preprocessing.to_dict()]).encode() + signatures.tobytes()
     name = f"vectors-{hashlib.sha256(key).hexdigest()[:32]}"
     with cache.lock(name):
         entry = cache.find(name)
@@ -75,7 +86,8 @@ def embed(
             return _read(entry.path, weights)
         if not compute:
             return None
-        embeddings = _compute(table, weights, preprocessing, cache, console, choose_device(device))
+        network = load_weights(info.model, weights, classes=1).model.to(choose_device(device)).eval()
+        embeddings = _compute(table, weights, network, preprocessing, cache, console)
         if embeddings is not None:
             with suppress(OverBudgetError):  # they are returned even where they cannot be kept
                 _write(cache, name, embeddings)
@@ -97,24 +109,25 @@ def _write(cache: Cache, name: str, embeddings: Embeddings) -> None:
         cache.commit(name, {"n": len(embeddings.indices), IMAGES: list(embeddings.images)})
 
 
-def _preprocessing(table: Table, pretrained: PretrainedWeights) -> Preprocessing:
-    resize, size = pretrained.resize, pretrained.size
+def _preprocessing(table: Table, info: WeightsInfo) -> Preprocessing:
+    size = info.size or 224
+    resize = info.resize or round(size / 0.875)  # the usual share of the center crop
     if table.images is not None:
         resize = size = min(size, max(SMALLEST, *table.images.shape[1:3]))
-    return Preprocessing(resize, size, "crop", pretrained.interpolation, 3, pretrained.mean, pretrained.std)
+    mean, std = info.mean or IMAGENET_MEAN, info.std or IMAGENET_STD
+    return Preprocessing(resize, size, "crop", info.interpolation or "bilinear", 3, mean, std)
 
 
 def _compute(
-    table: Table, weights: str, preprocessing: Preprocessing, cache: Cache, console: Console, device: torch.device
+    table: Table, weights: str, network: Network, preprocessing: Preprocessing, cache: Cache, console: Console
 ) -> Embeddings | None:
-    network = load_weights(lookup(weights).model, weights, classes=1).model
     with console.progress("decoding for the network") as advance:
         try:
             decoded = decode_split(table, np.arange(len(table)), preprocessing.row_spec, cache, progress=advance)
         except NoneReadableError:
             return None
     samples = Samples(decoded.rows, table.labels[decoded.indices])
-    frozen = FrozenStages(network.to(device).eval(), preprocessing, device, console, cache)
+    frozen = FrozenStages(network, preprocessing, next(network.parameters()).device, console, cache)
 
     def prepare(batch: Batch) -> torch.Tensor:
         return preprocessing(batch.pixels, batch.shapes)

@@ -55,8 +55,9 @@ async function finish() {
 }
 
 function drawFinish({ running, run, error, lines, commands }) {
-  const { provenance, csv, labelled } = app.state;
-  $("finish-text").textContent = t("finish_text", { n: labelled, accepted: provenance.accepted ?? 0, csv });
+  const { accuracy, provenance, csv, images, labelled } = app.state;
+  const few = accuracy || labelled === images ? "" : t("finish_few", { n: labelled, of: images });
+  $("finish-text").textContent = t("finish_text", { n: labelled, accepted: provenance.accepted ?? 0, csv }) + few;
   $("train").disabled = running;
   $("train").textContent = t(running ? "training" : run ? "train_again" : "train");
   if (running || commands.length) $("finish-error").textContent = "";

@@ -123,7 +123,7 @@ def describe_weights(weights: str, model: str | None = None) -> WeightsInfo:
     if weights in ("imagenet", "pretrained"):
         external = model is not None and library_of(model) is not None
         return WeightsInfo.of(lookup(str(model))) if external else WeightsInfo(model)
-    file = _file_of(weights)
+    file = file_of(weights)
     if file is None:
         return WeightsInfo.of(lookup(weights))
     info = _recognize(file)[0]
@@ -145,7 +145,7 @@ def _merged(info: WeightsInfo, other: WeightsInfo) -> WeightsInfo:
     return replace(other, **known, arguments={**other.arguments, **info.arguments})
 
 
-def _file_of(weights: str) -> Path | None:
+def file_of(weights: str) -> Path | None:
     """The file that `weights` refers to, perhaps in a run folder; None for the name of pretrained weights."""
     file = Path(weights).expanduser()
     file = weights_in(file) if file.is_dir() else file
@@ -160,7 +160,7 @@ def _resolve(
 
     The information is None, and the name the path, for a file that is not in the table.
     """
-    file = _file_of(weights)
+    file = file_of(weights)
     if file is not None:
         return (file, *_recognize(file))
     if weights in ("imagenet", "pretrained"):
