@@ -208,15 +208,12 @@ class WeightedSample:
         return metrics
 
     def ranking_metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Area under the ROC curve and average precision of each class against the rest, and their means."""
-        shape = (self.classes, weights.shape[1])
-        auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
+        """Average precision of each class against the rest, and its mean."""
+        precision = np.full((self.classes, weights.shape[1]), np.nan)
         for k in np.unique(self.labels).tolist():
-            auc[k], precision[k] = auc_and_precision(self.probabilities[:, k], self.labels == k, weights)
+            precision[k] = average_precision(self.probabilities[:, k], self.labels == k, weights)
         return {
-            "roc_auc": auc,
             "average_precision": precision,
-            "macro_roc_auc": mean_where(auc, np.isfinite(auc)),
             "macro_average_precision": mean_where(precision, np.isfinite(precision)),
         }
 
@@ -241,11 +238,10 @@ class WeightedSample:
         return sums
 
 
-def auc_and_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area under the ROC curve and average precision of (n,) scores, for each column of weights (n, m): two (m,).
+def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision of (n,) scores for each column of weights (n, m): (m,), NaN without positives.
 
-    Equal scores form one threshold, as in scikit-learn, and count as half a pair for the area (Mann and Whitney 1947).
-    NaN without positives, and for the area without negatives. Only thresholds with positives contribute, so everything
+    Equal scores form one threshold, as in scikit-learn. Only thresholds with positives contribute, so everything
     between two of them is summed at once: one pass over the weights instead of a cumulative sum of all of them.
     """
     order = np.argsort(-scores, kind="stable")
@@ -262,16 +258,9 @@ def auc_and_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
     rows = order[positive]
     hits = np.add.reduceat(weights[rows], _segment_starts(tie[positive]), axis=0, dtype=np.float64)  # (ties, m)
     true_positives = np.cumsum(hits, axis=0)
-    total, positives = cumulative[-1], true_positives[-1]
-    false_positives = cumulative[segment] - true_positives  # negatives at or above each tie
-    none = np.zeros((1, weights.shape[1]))
-    above = np.concatenate([none, cumulative])[segment] - np.concatenate([none, true_positives])[:-1]
-    level = false_positives - above  # negatives inside the tie
-    negatives = total - positives
     with np.errstate(invalid="ignore", divide="ignore"):
-        area = (hits * (negatives - false_positives + level / 2)).sum(0) / (positives * negatives)
-        precision = (hits / positives * np.nan_to_num(true_positives / cumulative[segment])).sum(0)
-    return area, precision
+        precision: np.ndarray = (hits / true_positives[-1] * np.nan_to_num(true_positives / cumulative[segment])).sum(0)
+    return precision
 
 
 def _segment_starts(values: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from linnaeus.metrics.bootstrap import Resampled, WeightedSample, resample
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import Estimate, proportion_interval
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.roc import roc_estimates
 from linnaeus.text import percent
 
 FEW_CLASSES = 10
@@ -239,7 +240,10 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
         "macro_precision": drawn.estimate("macro_precision"),
         "macro_recall": drawn.estimate("balanced_accuracy"),
     }
-    rankings = ("macro_roc_auc", "macro_average_precision")
+    probabilities = outputs.probabilities
+    areas, mean_area = roc_estimates(
+        ((probabilities[:, c], outputs.labels == c) for c in range(classes)), outputs.groups
+    )
     # Where all answers are right, or all wrong, no resample has one of the other kind, whose loss would be far off.
     seen = 0 < correct.sum() < len(correct)
     losses = {name: drawn.estimate(name) for name in ("loss", "brier", "ece", "ece_equal_mass")}
@@ -248,8 +252,11 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     return Metrics(
         n=len(correct),
         correct=int(correct.sum()),
-        overall=overall | {name: drawn.estimate(name) for name in ("macro_f1", *rankings)} | losses,
-        classes=tuple(_class_metrics(outputs, matrix, drawn)),
+        overall=overall
+        | {name: drawn.estimate(name) for name in ("macro_f1", "macro_average_precision")}
+        | {"macro_roc_auc": mean_area}
+        | losses,
+        classes=tuple(_class_metrics(outputs, matrix, drawn, areas)),
         confusion=matrix,
         ece_by_chance=sample.ece_by_chance(drawn.resamples, seed),
         resamples=drawn.resamples,
@@ -258,8 +265,10 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     )
 
 
-def _class_metrics(outputs: Outputs, matrix: np.ndarray, drawn: Resampled) -> Iterator[ClassMetrics]:
-    """The metrics of every class, in index order."""
+def _class_metrics(
+    outputs: Outputs, matrix: np.ndarray, drawn: Resampled, areas: Sequence[Estimate]
+) -> Iterator[ClassMetrics]:
+    """The metrics of every class, in index order; `areas` are those under their ROC curves."""
     correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
     counts = zip(matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist(), strict=True)
 
@@ -268,5 +277,5 @@ def _class_metrics(outputs: Outputs, matrix: np.ndarray, drawn: Resampled) -> It
 
     for c, (support, predictions, hits) in enumerate(counts):
         shares = {"precision": share_correct(predicted == c), "recall": share_correct(outputs.labels == c)}
-        rankings = {name: drawn.estimate(name, c) for name in ("f1", "roc_auc", "average_precision")}
+        rankings = {name: drawn.estimate(name, c) for name in ("f1", "average_precision")} | {"roc_auc": areas[c]}
         yield ClassMetrics(c, support, predictions, hits, shares | rankings)

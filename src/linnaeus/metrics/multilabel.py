@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import auc_and_precision, mean_where, resample, sample_values
+from linnaeus.metrics.bootstrap import average_precision, mean_where, resample, sample_values
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.classification import ClassMetrics, Figures, estimate_entries, figures
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.roc import roc_estimates
 from linnaeus.text import percent
 
 UNCHOSEN = 0.5
@@ -162,8 +163,13 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
     sample = WeightedLabels(outputs, decisions)
     drawn = resample(sample)
     right = (decisions == outputs.labels).all(1)
-    named = ("map", "micro_average_precision", "macro_roc_auc", "macro_precision", "macro_recall", "macro_f1")
+    probabilities = outputs.probabilities
+    areas, mean_area = roc_estimates(
+        ((probabilities[:, c], outputs.labels[:, c]) for c in range(sample.count)), outputs.groups
+    )
+    named = ("map", "micro_average_precision", "macro_precision", "macro_recall", "macro_f1")
     overall = {name: drawn.estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
+    overall["macro_roc_auc"] = mean_area
     overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
     overall |= {name: drawn.estimate(name) for name in ("hamming_loss", "loss")}
     overall["ece"] = Estimate(calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel()))
@@ -184,7 +190,8 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
             {
                 "precision": share(c, outputs.labels, decisions),
                 "recall": share(c, decisions, outputs.labels),
-                **{name: drawn.estimate(name, c) for name in ("f1", "roc_auc", "average_precision")},
+                **{name: drawn.estimate(name, c) for name in ("f1", "average_precision")},
+                "roc_auc": areas[c],
             },
         )
         for c in range(sample.count)
@@ -240,20 +247,17 @@ class WeightedLabels:
         return values | {"loss": self.losses @ weights / total, "hamming_loss": wrong @ weights / total / self.count}
 
     def ranking_metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """ROC AUC and average precision of each label, their means, and the average precision of all pairs."""
-        shape = (self.count, weights.shape[1])
-        auc, precision = np.full(shape, np.nan), np.full(shape, np.nan)
-        # Without a positive image a ranking has no area.
+        """Average precision of each label, its mean, and the average precision of all pairs."""
+        precision = np.full((self.count, weights.shape[1]), np.nan)
+        # Without a positive image a ranking has no precision.
         for k in np.flatnonzero(self.labels.any(0)).tolist():
-            auc[k], precision[k] = auc_and_precision(self.probabilities[:, k], self.labels[:, k], weights)
+            precision[k] = average_precision(self.probabilities[:, k], self.labels[:, k], weights)
         micro = np.full(weights.shape[1], np.nan)
         if self.labels.any():
             pairs = np.repeat(weights, self.count, axis=0)
-            micro = auc_and_precision(self.probabilities.ravel(), self.labels.ravel(), pairs)[1]
+            micro = average_precision(self.probabilities.ravel(), self.labels.ravel(), pairs)
         return {
-            "roc_auc": auc,
             "average_precision": precision,
-            "macro_roc_auc": mean_where(auc, np.isfinite(auc)),
             "map": mean_where(precision, np.isfinite(precision)),
             "micro_average_precision": micro,
         }

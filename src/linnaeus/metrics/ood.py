@@ -11,7 +11,6 @@ References
 ----------
 Y. Sun, Y. Ming, X. Zhu and Y. Li, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
 V. Vovk, A. Gammerman and G. Shafer, Algorithmic Learning in a Random World, 2005 (split-conformal prediction).
-E. DeLong, D. DeLong and D. Clarke-Pearson, Comparing the areas under two or more correlated ROC curves, 1988.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv
+
+from linnaeus.metrics.roc import area_interval, auc_influences
 
 ACCEPTED = 0.95
 """Share of known images that the thresholds accept."""
@@ -164,26 +165,11 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
     return float(below / 2 / (len(known) * len(unknown)))
 
 
-def auroc_interval(known: np.ndarray, unknown: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the AUROC: the variance of DeLong et al. 1988, on the logit scale, which keeps it within 0..1.
-
-    At an AUROC of exactly 0 or 1 that variance is 0. The interval is then the exact one of a proportion of 0 or 1
-    among the smaller number of images (Clopper and Pearson 1934).
-    """
-    n, m = len(known), len(unknown)
-    area = auroc(known, unknown)
-    # Placements: for each known image the share of unknown ones above it, and the other way around.
-    order, other = np.sort(unknown), np.sort(known)
-    above = 1 - (np.searchsorted(order, known, "left") + np.searchsorted(order, known, "right")) / (2 * m)
-    below = (np.searchsorted(other, unknown, "left") + np.searchsorted(other, unknown, "right")) / (2 * n)
-    variance = (above.var(ddof=1) / n if n > 1 else 0.25) + (below.var(ddof=1) / m if m > 1 else 0.25)
-    if area in (0, 1):
-        bound = ((1 - confidence) / 2) ** (1 / min(n, m))
-        return (bound, 1.0) if area == 1 else (0.0, 1 - bound)
-    half = float(-ndtri((1 - confidence) / 2)) * math.sqrt(variance) / (area * (1 - area))
-    center = math.log(area / (1 - area))
-    low, high = (1 / (1 + math.exp(-(center + side))) for side in (-half, half))
-    return low, high
+def auroc_interval(known: np.ndarray, unknown: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the AUROC, as for the area of a class."""
+    unlike = np.r_[np.zeros(len(known), bool), np.ones(len(unknown), bool)]
+    area, influences = auc_influences(np.r_[known, unknown], unlike)
+    return area_interval(area, influences, min(len(known), len(unknown)))
 
 
 def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> float:
