@@ -15,7 +15,9 @@ from tiny import write_images, write_recipe, write_tiny_model
 import linnaeus
 from linnaeus.console import Console
 from linnaeus.inference.perceptual import RunHashes
+from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import read_model, write_model
 from linnaeus.stores.contents import with_copies
 
@@ -88,3 +90,20 @@ def test_copies_among_the_validation_images_of_a_run(tmp_path: Path):
     )
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert (metrics["valid"]["n"], metrics["valid"]["groups"]) == (36, 18)
+
+
+def test_other_shares_of_the_classes_are_warned_of(tmp_path: Path, model: Path, say):
+    """The probabilities of a model that was calibrated on equal shares hold for these."""
+    source = write_scenes(tmp_path / "images", ("0", "1"), each=20)
+    for path in sorted((source / "1").iterdir())[1:]:
+        path.unlink()
+    network, about = read_model(model)
+    out = Outputs(np.arange(200) % len(about.classes), np.random.default_rng(0).normal(size=(200, len(about.classes))))
+    about.calibration = Calibration.fit(out, "valid", 1).to_dict()
+    write_model(model, network.state_dict(), about)
+    said = say("evaluate", model, source)
+    assert said.status == 0, said.err
+    assert "of those that calibrated the model: probabilities and the limit for wrong answers hold" in said.err
+    about.calibration["class_counts"] = []  # a file of an earlier version
+    write_model(model, network.state_dict(), about)
+    assert "calibrated the model" not in say("evaluate", model, source).err

@@ -30,6 +30,7 @@ from linnaeus.metrics.calibration import (
     fit_temperature,
     reliability_diagram,
 )
+from linnaeus.metrics.mix import different_mix
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.ood import choose_thresholds as choose_limits
 from linnaeus.metrics.outputs import Outputs, softmax
@@ -303,3 +304,25 @@ def test_the_test_holds_among_images_that_are_not_unknown():
         limits = choose_limits(distance, None)
         passed += Calibration.fit(out, "valid", 1, 0.05).among_known(out, limits).rule.tested is not None
     assert passed <= 0.05 * 400
+
+
+def test_other_shares_of_the_classes_are_said():
+    """A limit of 2 % that was fitted on 50 to 50 says nothing of the answers that name a class of 5 %."""
+    even, names = np.array([50, 50]), ("benign", "malignant")
+    said = different_mix(even, np.array([190, 10]), names)
+    assert said.startswith("malignant is 5.0 % of these images, and was 50.0 % of those that calibrated the model")
+    assert different_mix(even, np.array([110, 90]), names) == "", "a small difference"
+    assert different_mix(even, np.array([5, 1]), names) == "", "so few images show nothing"
+    assert different_mix(even, np.array([190, 10]), names, units=6) == "", "nor do so few patients"
+    assert different_mix(np.zeros(2, np.int64), even, names) == "", "an unknown mix"
+    many = np.r_[np.full(40, 2), 20]
+    assert different_mix(many, many, [""] * 41) == ""
+    assert different_mix(many, np.r_[np.full(40, 2), 0], [str(k) for k in range(41)]).startswith("40 is 0.0 %")
+    out = simulated(400, 1.8)
+    found = Calibration.fit(out, "valid", 1)
+    assert found.class_counts == tuple(np.bincount(out.labels, minlength=5).tolist())
+    assert Calibration.from_dict(found.to_dict(), "m").class_counts == found.class_counts
+    older = {key: value for key, value in found.to_dict().items() if key != "class_counts"}
+    assert Calibration.from_dict(older, "m").class_counts == ()
+    with pytest.raises(UserError, match="out of range"):
+        Calibration.from_dict(found.to_dict() | {"class_counts": [-1]}, "m")

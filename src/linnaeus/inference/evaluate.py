@@ -26,6 +26,7 @@ from linnaeus.inference.verdicts import Verdicts
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
+from linnaeus.metrics.mix import different_mix
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
@@ -163,18 +164,24 @@ def evaluate_model(
             without_leaks = classifier.figures(outputs.take(kept))
             leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
-    _warn_of_copies(images, outputs, console)
+    _warn_of_images(classifier, images, outputs, console)
     assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
     answers = None if classifier.several else classifier.calibrated(outputs)
     return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
 
 
-def _warn_of_copies(images: LabeledImages, outputs: Outputs, console: Console) -> None:
-    n = len(images.labels)
+def _warn_of_images(classifier: Classifier, images: LabeledImages, outputs: Outputs, console: Console) -> None:
+    """Warn of copies among the images, and of classes in other shares than in those that calibrated the model."""
+    n, calibration, classes = len(images.labels), classifier.calibration, len(classifier.classes)
     if outputs.groups is not None and images.table.groups is None:
         copies = n - len(np.unique(outputs.groups))
         console.warn(f"{copies:,} of these {n:,} images repeat another one: intervals count each image once")
+    if calibration is None or images.calibrated_on or len(calibration.class_counts) != classes:
+        return
+    counts = np.bincount(outputs.labels, minlength=classes)
+    if line := different_mix(np.array(calibration.class_counts), counts, classifier.names, outputs.group_count):
+        console.warn(line)
 
 
 def _ranked(images: LabeledImages) -> Table:

@@ -183,6 +183,8 @@ class Calibration:
     curve: RiskCoverageCurve
     """At this temperature; thresholds for another target risk are chosen from it without the images."""
     rule: AbstentionRule
+    class_counts: tuple[int, ...] = ()
+    """Images of each class that fitted the temperature; empty in files of earlier versions."""
 
     @classmethod
     def fit(cls, outputs: Outputs, split: str, candidates: int | None, target_risk: float = TARGET_RISK) -> Calibration:
@@ -192,7 +194,9 @@ class Calibration:
         nothing, None if it is unknown.
         """
         temperature = fit_temperature(outputs)
-        return cls._of(temperature, outputs.at(temperature), split, candidates, target_risk)
+        counts = np.bincount(outputs.labels, minlength=outputs.logits.shape[1])
+        found = cls._of(temperature, outputs.at(temperature), split, candidates, target_risk)
+        return replace(found, class_counts=tuple(counts.tolist()))
 
     @classmethod
     def _of(
@@ -216,9 +220,9 @@ class Calibration:
         if not known.any():
             return self
         unknown = int((~known).sum())
-        return self._of(
-            self.temperature, scaled.take(known), self.split, self.rule.candidates, self.rule.target_risk, unknown
-        )
+        candidates, target_risk = self.rule.candidates, self.rule.target_risk
+        found = self._of(self.temperature, scaled.take(known), self.split, candidates, target_risk, unknown)
+        return replace(found, class_counts=self.class_counts)
 
     def to_dict(self) -> dict[str, Any]:
         """What a model file holds under `calibration`."""
@@ -227,6 +231,7 @@ class Calibration:
             "temperature": self.temperature,
             "split": self.split,
             "abstention": self.rule.to_dict(),
+            "class_counts": list(self.class_counts),
             "curve": [list(row) for row in rows],
         }
 
@@ -247,6 +252,7 @@ class Calibration:
             if candidates is None:  # a file that does not say for how many epochs its test holds
                 tested, cautious = None, tested or cautious
             split = str(values["split"])
+            counts = tuple(int(count) for count in values.get("class_counts") or ())
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
@@ -255,13 +261,17 @@ class Calibration:
         )
         # A fit ends within its range; a temperature far outside makes every answer certain, or all equal.
         fitted = MIN_TEMPERATURE * 0.99 <= temperature <= MAX_TEMPERATURE * 1.01
-        if not (valid and fitted and 0 < target_risk < 1 and 0 <= unknown <= MAX_SAMPLES):
+        if not (valid and fitted and 0 < target_risk < 1 and 0 <= unknown <= MAX_SAMPLES and _are_counts(counts)):
             raise UserError(
                 f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
                 f"{target_risk}); get a fresh copy"
             )
         rule = AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, cautious, unknown)
-        return cls(temperature, split, curve, rule)
+        return cls(temperature, split, curve, rule, counts)
+
+
+def _are_counts(counts: tuple[int, ...]) -> bool:
+    return all(0 <= count <= MAX_SAMPLES for count in counts)
 
 
 def _is_curve(rows: np.ndarray, n: int) -> bool:
