@@ -72,13 +72,13 @@ def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed()
             0.02,
             0.05,
             (0.03, 0.06),
-            "; consistent with correct probabilities, which show up to 6.0 % by chance on 60 images",
+            "; no sign of miscalibration: on 60 images, chance alone explains up to 6.0 %",
         ),
         (
             0.02,
             0.05,
             (0.06, 0.03),
-            "; consistent with correct probabilities, which show up to 6.0 % by chance on 60 images",
+            "; no sign of miscalibration: on 60 images, chance alone explains up to 6.0 %",
         ),
         (
             0.02,

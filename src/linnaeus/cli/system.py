@@ -87,7 +87,7 @@ def devices_and_files() -> dict[str, Any]:
         "devices": devices,
         "free memory": f"{free_memory(torch.device('cpu')) / 1e9:.1f} GB",
         "cache": f"{cache.root} ({used / 1e9:.2f} GB)",
-        "weights": weights_at_hand() or ["none downloaded (linnaeus weights list shows those there are)"],
+        "weights": weights_at_hand() or ["none downloaded (`linnaeus weights list` shows what is available)"],
     }
 
 

@@ -48,8 +48,8 @@ class ForgetfulRun:
         return (
             f"{self.changes.render()}\n"
             f"cache     {rows} of pixels and {entries} computed from images removed\n"
-            f"still     {old} holds them: in its model, predictions and report. So do copies and exports of its model. "
-            f"Remove it with: rm -r {shlex.quote(str(old))}"
+            f"kept      {old}, with copies and exports of its model: these still depend on the forgotten images. To "
+            f"remove it: rm -r {shlex.quote(str(old))}"
         )
 
 
@@ -144,7 +144,7 @@ def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.n
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     where = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
-    more = f"; {counted(copies, 'image')} not named, with the same content as a named one" if copies else ""
+    more = f"; {counted(copies, 'image')} not named but identical to a named one" if copies else ""
     targets = None if old.rows.sets is not None else {name: name for name in old.model.classes}
     return RunChanges(old.path, [f"{counted(n, 'image')} forgotten ({where}{more})"], targets, (statement,))
 

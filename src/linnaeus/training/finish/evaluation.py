@@ -126,7 +126,7 @@ def certainty(assessment: Assessment, place: str) -> str:
     if after > (limit := max(assessment.metrics.ece_by_chance)):
         return f"{change}; calibration did not help: read probabilities as a ranking, not as chances of being right"
     n = counted(assessment.metrics.n, "image")
-    return f"{change}; consistent with correct probabilities, which show up to {percent(limit)} by chance on {n}"
+    return f"{change}; no sign of miscalibration: on {n}, chance alone explains up to {percent(limit)}"
 
 
 def summary_split(assessments: Assessments) -> tuple[str, str]:
