@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from linnaeus.check.findings import KINDS, MORE_TO_MEASURE, Finding, by_kind, sort_findings, summary_lines
+from linnaeus.check.findings import (
+    KINDS,
+    MORE_TO_LEARN,
+    MORE_TO_MEASURE,
+    Finding,
+    by_kind,
+    sort_findings,
+    summary_lines,
+)
 from linnaeus.check.terminal import _subject
 
 LEAK = Finding("leak", "error", ("train/a.jpg", "valid/b.jpg"), ("rose",), "2 images are the same")
@@ -68,3 +76,15 @@ def test_only_images_of_the_same_thing_are_called_equal(kind: str, joined: str):
     finding = Finding(kind, "warning", ("a.tif", "b.tif"), ("oak",), "detail")
     assert _subject(finding) == f"a.tif{joined}b.tif"
     assert f"b.tif{joined}a.tif" in "".join(summary_lines([finding]))
+
+
+def test_too_few_training_images_come_first_with_what_helps():
+    """A run of seven images reported 100 % of one image right; the reason stood third of three."""
+    few = [
+        Finding("few-images", "warning", (), (name,), f"{n} training images; too few")
+        for name, n in (("b", 2), ("a", 3))
+    ]
+    (line,) = summary_lines([Finding("missing-class", "warning", (), ("a",), "none"), *few])
+    assert line.startswith(
+        f"to review in the data: classes with few training images (2; b has 2 training images: {MORE_TO_LEARN})"
+    )

@@ -174,8 +174,10 @@ def test_predictions_are_a_table_without_pixels(classifier: Classifier):
     pandas = pytest.importorskip("pandas")
     table = classifier.predict([COLOR, b"no image"]).to_pandas(top=2)
     assert isinstance(table, pandas.DataFrame)
-    assert list(table.columns)[:5] == ["path", "unsure", "error", "class_1", "name_1"]
-    assert len(table.columns) == 11
+    assert list(table.columns)[:7] == ["path", "predicted", "probability", "unsure", "error", "class_1", "name_1"]
+    assert len(table.columns) == 13
+    assert table["predicted"].tolist()[:1] == table["name_1"].tolist()[:1]
+    assert table["predicted"].isna().tolist() == [False, True]
     assert table["probability_1"][0] >= table["probability_2"][0]
     assert table["class_1"].isna().tolist() == [False, True]
     with pytest.raises(UserError, match="its column of paths"):
@@ -189,6 +191,24 @@ def test_without_pandas_one_line_says_what_to_install(classifier: Classifier, mo
         classifier.predict([COLOR]).to_pandas()
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_tables_of_evaluate_and_predict_can_be_joined(
+    absolute: bool, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The paths of one were relative to the source, those of the other to the working directory."""
+    pandas = pytest.importorskip("pandas")
+    write_images(tmp_path / "d", each=2)
+    monkeypatch.chdir(tmp_path)
+    source = str(tmp_path / "d") if absolute else "d"
+    measured, predicted = classifier.evaluate(source).to_pandas(), classifier.predict(source).to_pandas()
+    same = ["path", "predicted", "probability", "unsure", "unknown", "distance"]
+    joined = pandas.merge(measured, predicted, on="path")
+    assert len(joined) == len(measured) == len(predicted) == 6
+    assert set(same) <= set(measured.columns) & set(predicted.columns)
+    assert (joined["predicted_x"] == joined["predicted_y"]).all()
+    assert all(Path(path).is_file() and Path(path).is_absolute() == absolute for path in measured["path"])
+
+
 def test_an_evaluation_has_its_confusion_and_a_table(classifier: Classifier, tmp_path: Path):
     pytest.importorskip("pandas")
     write_images(tmp_path / "d" / "test", each=4)
@@ -197,7 +217,16 @@ def test_an_evaluation_has_its_confusion_and_a_table(classifier: Classifier, tmp
     assert (found.confusion.sum(), np.trace(found.confusion)) == (found.n, found.correct)
     assert found.confusion.sum(1).tolist() == [4, 4, 4]
     table = found.to_pandas()
-    assert list(table.columns) == ["path", "true", "predicted", "probability", "correct", "unsure", "unknown"]
+    assert list(table.columns) == [
+        "path",
+        "true",
+        "predicted",
+        "probability",
+        "correct",
+        "unsure",
+        "unknown",
+        "distance",
+    ]
     assert table["correct"].sum() == found.correct
     assert set(table["true"]) == {"name of 0", "name of 1", "name of 2"}
     assert f"{found.correct} of {found.n}" in found._repr_html_()

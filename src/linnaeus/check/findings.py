@@ -19,6 +19,7 @@ KINDS = {
     "unreadable": "unreadable files",
     "leak": "leaks between splits",
     "label-conflict": "copies with different labels",
+    "few-images": "classes with few training images",
     "missing-class": "classes missing from a split",
     "one-class": "only one class",
     "confusable-names": "confusable class names",
@@ -26,7 +27,6 @@ KINDS = {
     "duplicate": "duplicates",
     "near-duplicate": "near duplicates",
     "same-scene": "images of the same scene",
-    "few-images": "classes with few training images",
     "few-to-measure": "few images for evaluation",
     "few-of-class": "classes with few images for evaluation",
     "imbalance": "imbalanced classes",
@@ -48,6 +48,9 @@ SAME = {"leak", "label-conflict", "duplicate", "near-duplicate", "same-scene"}
 
 MORE_TO_MEASURE = "set aside more with `train --set data.split.valid=0.3`, or cross-validate with `probe`"
 """What to do about few images to evaluate on."""
+
+MORE_TO_LEARN = "add images of them, or merge or leave out classes"
+"""What to do about few images to learn from."""
 
 EXAMPLE = 80  # longest example in a summary line, in characters
 
@@ -112,7 +115,10 @@ def summary_lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def _count(findings: Sequence[Finding]) -> str:
-    """The number of findings; of splits with few images their sizes, such as `9 images in valid`, and what helps."""
+    """The number of findings; of too few images, also how few, such as `9 images in valid`, and what helps."""
+    if findings[0].kind == "few-images":  # the smallest class is first
+        smallest = f"{', '.join(findings[0].classes)} has {findings[0].detail.partition(';')[0]}"
+        return f"{len(findings)}; {smallest}: {MORE_TO_LEARN}"
     if findings[0].kind != "few-to-measure":
         return str(len(findings))
     return f"{', '.join(finding.detail.partition(':')[0] for finding in findings)}: {MORE_TO_MEASURE}"
@@ -126,6 +132,6 @@ def _example(findings: Sequence[Finding]) -> str:
         if len(first.paths) == 2
         else "".join((first.paths or first.classes)[:1])
     )
-    if not text or len(text) > EXAMPLE:
+    if not text or len(text) > EXAMPLE or first.kind == "few-images":  # which `_count` has named
         return ""
     return f": {text}{' …' if len(findings) > 1 else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from linnaeus.check.data_check import DataCheck
-from linnaeus.check.findings import KINDS, MORE_TO_MEASURE, SEVERITIES, Finding, by_kind
+from linnaeus.check.findings import KINDS, MORE_TO_LEARN, MORE_TO_MEASURE, SEVERITIES, Finding, by_kind
 from linnaeus.console import counted
 
 SHOWN = 3  # findings of each kind; the gallery and the JSON have all
@@ -18,6 +18,7 @@ NEXT_STEPS = {
     "empty": "replace or remove these files; `train` leaves them out",
     "unreadable": "convert or remove these files; `train` leaves them out",
     "too-large": "reduce the size of these images; `train` leaves them out",
+    "few-images": MORE_TO_LEARN,
     "missing-class": "add images of every class to every split",
     "few-to-measure": MORE_TO_MEASURE,
     "confusable-names": "give each class a single name with a single spelling",

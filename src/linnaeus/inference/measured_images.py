@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from linnaeus.data.table import Table
 from linnaeus.inference.prediction import data_frame
 from linnaeus.inference.source import LabeledImages
 from linnaeus.metrics.classification import Figures, confusion_matrix, figures
@@ -54,27 +57,31 @@ class MeasuredFigures(Figures):
         return confusion_matrix(self.outputs.labels, self.outputs.predicted, len(self.names))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per image: path, true, predicted, probability, correct, unsure, unknown.
+        """One row per image: path, true, predicted, probability, correct, unsure, unknown, distance.
 
-        An unknown image is not answered, whether it is unsure or not. UserError if pandas is missing.
+        The table of `predict` has columns of the same names, and the same paths for the same folder. An unknown image
+        is not answered, whether it is unsure or not. UserError if pandas is missing.
         """
         out, table = self.outputs, self.images.table
         confidence = out.confidence
         none = np.zeros(len(confidence), bool)
         unknown = none if self.limits is None else self.limits.unknown(out.distances, confidence)
-        rows = zip(self.images.indices.tolist(), out.labels, out.predicted, confidence, unknown, strict=True)
+        distances = [None] * len(confidence) if out.distances is None else out.distances.tolist()
+        samples = self.images.indices.tolist()
+        rows = zip(samples, out.labels, out.predicted, confidence, unknown, distances, strict=True)
         return data_frame(
             [
                 {
-                    "path": table.sample_id(i),
+                    "path": _path(table, i, self.images.source),
                     "true": self.names[true],
                     "predicted": self.names[predicted],
                     "probability": float(probability),
                     "correct": bool(true == predicted),
                     "unsure": is_unsure(float(probability), self.threshold),
                     "unknown": bool(beyond),
+                    "distance": distance,
                 }
-                for i, true, predicted, probability, beyond in rows
+                for i, true, predicted, probability, beyond, distance in rows
             ]
         )
 
@@ -88,3 +95,12 @@ class MeasuredFigures(Figures):
             ("log loss", f"{self.loss:.4f}"),
         ]
         return html_table(f"{self.images.split} of {self.images.source}", rows)
+
+
+def _path(table: Table, i: int, source: str) -> str:
+    """A path that opens sample i, below the working directory relative to it unless `source` is absolute; of a sample
+    that is no file, its name."""
+    if table.paths is None or table.members is not None:
+        return table.sample_id(i)
+    path, here = table.paths[i], str(Path.cwd()) + os.sep
+    return path.removeprefix(here) if not Path(source).is_absolute() else path

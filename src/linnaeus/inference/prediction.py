@@ -149,7 +149,7 @@ class Predictions(list[Prediction]):
     """What `Classifier.predict` returns for several images: a list with a table."""
 
     def to_pandas(self, top: int = 5) -> pandas.DataFrame:
-        """One row per image with the columns of `linnaeus predict --format csv`; the pixels are left out.
+        """One row per image: path, predicted, probability, then the other columns of `linnaeus predict --format csv`.
 
         Raises UserError if pandas is not installed.
         """
@@ -173,7 +173,14 @@ class Answer:
 
 def _row(prediction: Prediction, top: int) -> dict[str, Any]:
     values = prediction.to_dict(top)
-    row: dict[str, Any] = {"path": values["path"], "unsure": values["unsure"], "error": values["error"]}
+    best = values["top"][0] if values["top"] else {}
+    row: dict[str, Any] = {
+        "path": values["path"],
+        "predicted": best.get("name"),
+        "probability": best.get("probability"),
+        "unsure": values["unsure"],
+        "error": values["error"],
+    }
     for rank in range(1, min(top, len(prediction.classes)) + 1):
         answer = values["top"][rank - 1] if values["top"] else {}
         row |= {f"{key}_{rank}": answer.get(key) for key in ("class", "name", "probability")}
