@@ -200,7 +200,9 @@ def test_the_tables_of_evaluate_and_predict_can_be_joined(
     write_images(tmp_path / "d", each=2)
     monkeypatch.chdir(tmp_path)
     source = str(tmp_path / "d") if absolute else "d"
-    measured, predicted = classifier.evaluate(source).to_pandas(), classifier.predict(source).to_pandas()
+    answers = classifier.predict(source)
+    assert isinstance(answers, Predictions)
+    measured, predicted = classifier.evaluate(source).to_pandas(), answers.to_pandas()
     same = ["path", "predicted", "probability", "unsure", "unknown", "distance"]
     joined = pandas.merge(measured, predicted, on="path")
     assert len(joined) == len(measured) == len(predicted) == 6

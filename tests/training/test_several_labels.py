@@ -121,6 +121,8 @@ def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path)
     refused = say("evaluate", run, folder / "all.csv", "--tta", *CPU)
     assert (refused.status, refused.err.count("error:")) == (2, 1)
     assert "--tta does not support" in refused.err
+    refused = say("evaluate", run, folder / "all.csv", "--outside", folder, *CPU)
+    assert "several labels, for which nothing is called unknown; leave out --outside" in refused.err
 
 
 def test_thresholds_that_reach_a_precision(run: Path, tmp_path: Path):

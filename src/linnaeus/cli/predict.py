@@ -78,8 +78,8 @@ def predict(
 
     MODEL is a run folder, a model file, or hf:OWNER/NAME on the Hugging Face hub. An image is a file, a folder, a glob
     pattern, or - to read paths from standard input. The answer is "unsure" if the best class is less probable than the
-    threshold fitted on validation, and "unknown" if the image is unlike the training images. Images that --out holds
-    already are skipped. Exit status 1 if any image cannot be read.
+    threshold fitted on validation, and "unknown" if the image is unlike the training images; models that give images
+    several labels have neither. Images that --out holds already are skipped. Exit status 1 if any image cannot be read.
 
     Several machines: torchrun --nproc-per-node N -m linnaeus predict ..., or srun linnaeus predict ... Process 0
     reads standard input and writes the output; all machines need the images under the same paths.

@@ -178,6 +178,10 @@ def _let_through(count: int, n: int) -> dict[str, Any]:
 
 def detector_of(classifier: Classifier) -> UnknownDetector:
     """The model's detector. Raises UserError for a model without one."""
+    if classifier.several:
+        raise UserError(
+            f"{classifier.path}: images have several labels, for which nothing is called unknown; leave out --outside"
+        )
     if classifier.detector is None:
         raise UserError(
             f"{classifier.path}: cannot recognize unknown images, because it was trained by an earlier version or was "

@@ -80,7 +80,7 @@ def choose_recipe(table: Table, overrides: dict[str, Any], local: Sequence[str])
     return Choice(
         SCRATCH,
         f"{n} photographs, and no ImageNet weights{f' of {model}' if model else ''} on this machine, which would "
-        f"give a far better model from few images: linnaeus weights pull {published[0]}",
+        f"give a far better model from few images: linnaeus weights pull {published[0]}, or --weights FILE",
     )
 
 
