@@ -16,6 +16,8 @@ def run() -> None:
         # Python decodes names before any code runs, and classes would be called ros\udcc3\udca9 instead of rosé.
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    # A umask such as 777 would forbid this process the files and folders that it makes, and to remove them again.
+    os.umask(os.umask(0o077) & 0o077)
     # torch and matplotlib make some 100,000 objects that live as long as the process. By default each import looks at
     # them again and again, for a tenth of the time of a short run.
     gc.set_threshold(ALLOCATIONS)

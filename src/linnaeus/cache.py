@@ -235,7 +235,7 @@ class Cache:
         return shutil.disk_usage(self.root).free
 
     def _disk_is_full(self, needed: int = 0) -> DiskError:
-        problem = f"the disk has no room for {needed / 1e9:.1f} GB more" if needed else "the disk is full"
+        problem = f"the disk has no room for {(needed + _RESERVE) / 1e9:.1f} GB more" if needed else "the disk is full"
         return DiskError(
             f"{self.root}: {problem}; free some space, run `linnaeus data cache --clear`, or set LINNAEUS_CACHE to a "
             "folder on another disk"

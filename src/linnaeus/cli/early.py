@@ -127,6 +127,16 @@ def _check_network(model: object, weights: object) -> None:
         raise UserError(f"{weights}: there is no such weights file; check the path, or see `linnaeus weights list`")
 
 
+def check_working_folder() -> None:
+    """Raise UserError where the working folder was removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the working folder has been removed; change to another one, and run the command again"
+        ) from None
+
+
 def check_device(name: str) -> None:
     """Raise UserError for a device that does not exist anywhere."""
     from linnaeus.device import DEVICES

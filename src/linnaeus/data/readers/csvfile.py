@@ -162,7 +162,8 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     texts = [] if labels.several else [labels.by_line[line][0] for line in rows.lines]
     _refuse_blank(rows, "path", rows.texts)
     _refuse_blank(rows, "label", texts)
-    rest = [name for name in others if name not in labels.columns]
+    of_labels = set(labels.columns)  # a table may have a column for each of 100,000 labels
+    rest = [name for name in others if name not in of_labels]
     about_splits = [name for name in columns if name == "split" or name in rest]
     rows.splits, split_notes = ([split] * len(records), []) if split else splits_of(path, about_splits, records)
     if labels.several:
@@ -171,7 +172,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
         rows.labels = [label_of(text, path, line) for text, line in zip(texts, rows.lines, strict=True)]
         rows.written = set(zip(rows.splits, texts, strict=True))
     if label is None:
-        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in labels.columns}
+        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in of_labels}
     if grouping in columns:
         rows.groups = [cells[grouping].strip() for _, cells in records]
     else:

@@ -86,7 +86,8 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
     # Columns such as is_train are 0/1 too, but state the split.
     about_splits = [name for name in others if key(name) in FLAGS or key(name) in SPLIT]
     flags = [name for name in others if name not in about_splits and values[name] <= BOOLEANS.keys()]
-    unused = [name for name in others if name not in flags and name not in about_splits]
+    used = {*flags, *about_splits}
+    unused = [name for name in others if name not in used]
     for name in unused:
         _refuse_typos(file, name, rows)
     by_line = {line: tuple(name for name in flags if boolean(cells[name])) for line, cells in rows}
