@@ -27,8 +27,8 @@ def test_only_the_theme_defines_colors() -> None:
     styles = {f.name: set(COLOR.findall(f.read_text(encoding="utf-8"))) - OVER_IMAGES for f in [*STYLES, DOCS]}
     assert {name: colors for name, colors in styles.items() if colors} == {}
     figures = {f.name: set(COLOR.findall(f.read_text(encoding="utf-8"))) for f in (PACKAGE / "report").glob("*.py")}
-    assert {name for name, colors in figures.items() if colors} == {"canvas.py"}
-    assert len(figures["canvas.py"]) == 3, "green, and the two shades that svg.py maps to variables"
+    assert {name for name, colors in figures.items() if colors} == {"palette.py"}
+    assert len(figures["palette.py"]) == 3, "green, and the two shades that svg.py maps to variables"
 
 
 def test_every_variable_is_defined() -> None:

@@ -14,10 +14,11 @@ from linnaeus.explain.saliency import Explanation
 from linnaeus.inference.classifier import Prediction
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.report import explanation as explanation_module
-from linnaeus.report.canvas import BLUE, ORANGE, SMALL, text_width
+from linnaeus.report.canvas import text_width
 from linnaeus.report.explanation import _heading, draw_explanation, similar_images
 from linnaeus.report.fonts import families_for
 from linnaeus.report.heat_maps import overlay, ramp
+from linnaeus.report.palette import BLUE, ORANGE, SMALL
 
 LUMA = np.array([0.299, 0.587, 0.114])
 

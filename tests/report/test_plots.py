@@ -23,11 +23,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 from linnaeus.errors import JobError, UserError
-from linnaeus.report.canvas import BLUE, GREEN, ORANGE, RED, shorten, text_width, wrap
+from linnaeus.report.canvas import shorten, text_width, wrap
 from linnaeus.report.confusion import confusion, shares
 from linnaeus.report.curves import curves
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.image_grid import PredictedImage, _columns, fit_square, image_grid
+from linnaeus.report.palette import BLUE, GREEN, ORANGE, RED
 from linnaeus.report.range_test import ranges
 from linnaeus.runs.history import Row, read_history, write_rows
 

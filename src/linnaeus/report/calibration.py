@@ -11,8 +11,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT, muted, new_figure, style_axes
+from linnaeus.report.canvas import muted, new_figure, style_axes
 from linnaeus.report.fonts import families_for
+from linnaeus.report.palette import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.text import typeset_percent
 

@@ -1,4 +1,4 @@
-"""What every figure is drawn with: colors, text sizes, a canvas measured in inches, text that fits, and saving.
+"""What every figure is drawn with: axes, a canvas measured in inches, text that fits, and saving.
 
 Nothing here uses pyplot or changes matplotlib's settings, so figures can be drawn in any process and thread.
 """
@@ -29,15 +29,8 @@ from PIL.PngImagePlugin import PngInfo
 from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.report.fonts import Fonts
-from linnaeus.theme import PRINT
+from linnaeus.report.palette import BLUE, DPI, FAINT, INK, MUTED, PAGE, TEXT, TITLE
 
-DPI = 150
-INK, MUTED, FAINT, GROUND, PAGE = (PRINT[name] for name in ("text", "muted", "faint", "raised", "background"))
-BLUE, ORANGE, PALE_BLUE, RED = (PRINT[name] for name in ("accent", "alert", "accent-light", "error"))
-GREEN = "#1a7f4b"  # a correct answer beside RED, only in figures
-# Text on colored cells. These hardly differ from PAGE and INK, but svg.py maps them to other variables.
-ON_STRONG, ON_MEDIUM = "#fffffe", "#111821"
-TITLE, TEXT, SMALL = 13.0, 9.0, 8.0  # points
 FORMATS = ("png", "jpg", "jpeg", "webp", "svg", "pdf")
 MAX_PIXELS = 2**15  # per side; Agg refuses 2**16
 

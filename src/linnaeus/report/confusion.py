@@ -13,24 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from linnaeus.metrics.classification import most_confused
-from linnaeus.report.canvas import (
-    BLUE,
-    GROUND,
-    INK,
-    MUTED,
-    ON_MEDIUM,
-    ON_STRONG,
-    ORANGE,
-    PAGE,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    shorten,
-    text_width,
-)
+from linnaeus.report.canvas import Canvas, shorten, text_width
 from linnaeus.report.class_order import cluster
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import BLUE, GROUND, INK, MUTED, ON_MEDIUM, ON_STRONG, ORANGE, PAGE, SMALL, TEXT, TITLE
 from linnaeus.report.svg import page_fonts, tag, to_svg
 from linnaeus.text import typeset_percent
 

@@ -15,11 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from linnaeus.report.canvas import (
-    BLUE,
-    GROUND,
-    MUTED,
-    ORANGE,
-    TEXT,
     draw_ring,
     muted,
     new_figure,
@@ -31,6 +26,7 @@ from linnaeus.report.canvas import (
     write_title,
 )
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import BLUE, GROUND, MUTED, ORANGE, TEXT
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.runs.history import Row
 from linnaeus.text import typeset_percent

@@ -9,25 +9,11 @@ from dataclasses import dataclass
 
 from linnaeus.explain.neighbors import Neighbor
 from linnaeus.explain.saliency import Explanation
-from linnaeus.report.canvas import (
-    BLUE,
-    DPI,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    RED,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    shorten,
-    text_width,
-    wrap,
-)
+from linnaeus.report.canvas import Canvas, shorten, text_width, wrap
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.heat_maps import overlay, ramp
 from linnaeus.report.image_grid import BAR, GAP, LINE, MARGIN, fit_square, with_bar
+from linnaeus.report.palette import BLUE, DPI, GREEN, INK, MUTED, ORANGE, RED, SMALL, TEXT, TITLE
 from linnaeus.text import probability_percent
 
 INPUT = "what the network saw"

@@ -11,24 +11,9 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from linnaeus.report.canvas import (
-    DPI,
-    GREEN,
-    GROUND,
-    INK,
-    MAX_PIXELS,
-    MUTED,
-    PAGE,
-    RED,
-    SMALL,
-    TEXT,
-    TITLE,
-    Canvas,
-    shorten,
-    text_width,
-    wrap,
-)
+from linnaeus.report.canvas import MAX_PIXELS, Canvas, shorten, text_width, wrap
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import DPI, GREEN, GROUND, INK, MUTED, PAGE, RED, SMALL, TEXT, TITLE
 from linnaeus.text import probability_percent
 from linnaeus.theme import PRINT
 

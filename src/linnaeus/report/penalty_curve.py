@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from linnaeus.report.canvas import (
-    BLUE,
     draw_ring,
     log_ticks,
     muted,
@@ -22,6 +21,7 @@ from linnaeus.report.canvas import (
 )
 from linnaeus.report.curves import HEIGHT, WIDTH, Chart, Quantity, axis_range
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import BLUE
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.runs.penalties import Trial
 from linnaeus.text import typeset_percent

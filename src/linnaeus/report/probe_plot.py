@@ -13,22 +13,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from linnaeus.report.canvas import (
-    BLUE,
-    INK,
-    MUTED,
-    ORANGE,
-    PAGE,
-    SMALL,
-    log_ticks,
-    muted,
-    new_figure,
-    save_figure,
-    shorten,
-    style_axes,
-    write_title,
-)
+from linnaeus.report.canvas import log_ticks, muted, new_figure, save_figure, shorten, style_axes, write_title
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import BLUE, INK, MUTED, ORANGE, PAGE, SMALL
 from linnaeus.text import percent
 
 WIDTH, HEIGHT = 10.0, 5.0  # inches

@@ -7,8 +7,9 @@ import os
 import numpy as np
 from matplotlib.ticker import LogLocator
 
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, muted, new_figure, save_figure, style_axes, write_title
+from linnaeus.report.canvas import muted, new_figure, save_figure, style_axes, write_title
 from linnaeus.report.fonts import families_for
+from linnaeus.report.palette import BLUE, MUTED, ORANGE
 
 
 def ranges(

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from linnaeus.report.canvas import BLUE, FAINT, GROUND, INK, MUTED, ON_MEDIUM, ON_STRONG, ORANGE, PAGE, PALE_BLUE
 from linnaeus.report.fonts import Fonts, drawable, families_for
+from linnaeus.report.palette import BLUE, FAINT, GROUND, INK, MUTED, ON_MEDIUM, ON_STRONG, ORANGE, PAGE, PALE_BLUE
 
 VARIABLES = {
     INK: "text",

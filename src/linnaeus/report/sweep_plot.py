@@ -12,13 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from linnaeus.report.canvas import (
-    BLUE,
-    INK,
-    MUTED,
-    ORANGE,
-    PAGE,
-    SMALL,
-    TEXT,
     log_ticks,
     muted,
     new_figure,
@@ -29,6 +22,7 @@ from linnaeus.report.canvas import (
     write_title,
 )
 from linnaeus.report.fonts import Fonts, families_for
+from linnaeus.report.palette import BLUE, INK, MUTED, ORANGE, PAGE, SMALL, TEXT
 from linnaeus.text import typeset_percent
 
 WIDTH, ROW = 10.4, 2.6  # inches

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from linnaeus.metrics.ood import Thresholds, combined_scores
-from linnaeus.report.canvas import BLUE, MUTED, ORANGE, PAGE, muted, new_figure, style_axes
+from linnaeus.report.canvas import muted, new_figure, style_axes
 from linnaeus.report.fonts import families_for
 from linnaeus.report.page_sections import IntervalBar
+from linnaeus.report.palette import BLUE, MUTED, ORANGE, PAGE
 from linnaeus.report.shown_prediction import shown_prediction
 from linnaeus.report.svg import tag, to_svg
 from linnaeus.report.thumbnails import Thumbnails
