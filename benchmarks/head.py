@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from linnaeus.device import free_memory
-from linnaeus.models.folds import FOLDS, stratified_folds
+from linnaeus.metrics.stratification import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import Problems, objective
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from linnaeus.errors import JobError
+from linnaeus.metrics.stratification import FOLDS, stratified_folds
 from linnaeus.models import linear_probe, logistic_regression
-from linnaeus.models.folds import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import Problems, objective
 from linnaeus.models.penalty_search import STRONGEST

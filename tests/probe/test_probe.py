@@ -20,8 +20,8 @@ from linnaeus.console import Console
 from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.table import Table
 from linnaeus.errors import JobError, UnknownNameError, UserError
+from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.modelfile.safetensors import ModelFile, write_model
-from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, license_warning
 from linnaeus.models.weights.store import lookup

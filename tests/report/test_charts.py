@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from linnaeus.report.calibration import reliability, risk_coverage
 from linnaeus.report.canvas import new_figure
-from linnaeus.report.class_order import cluster
-from linnaeus.report.confusion import NAMES_UP_TO, confusion_chart
+from linnaeus.report.confusion import NAMES_UP_TO, cluster, confusion_chart
 from linnaeus.report.curves import curve_charts
 from linnaeus.report.page_sections import IntervalBar
 from linnaeus.report.palette import BLUE, INK

@@ -14,8 +14,7 @@ from linnaeus.check.duplicate_findings import duplicate_findings
 from linnaeus.check.duplicates import COPY, EXACT, Duplicates, find_duplicates
 from linnaeus.check.findings import Finding, sort_findings
 from linnaeus.check.image_findings import file_findings, image_findings, page_findings
-from linnaeus.check.label_sets import suspicious_label_sets
-from linnaeus.check.labels import suspicious_labels
+from linnaeus.check.labels import suspicious_label_sets, suspicious_labels
 from linnaeus.console import Console
 from linnaeus.data.class_names import printable
 from linnaeus.data.images.content import UNKNOWN

@@ -44,8 +44,7 @@ def classes(
             f"--name {name[0]}: names the class of added images; give it once for each --add, in their order, or leave "
             "it out"
         )
-    from linnaeus.training.derived.change_classes import change_classes
-    from linnaeus.training.derived.class_changes import ClassChanges
+    from linnaeus.training.derived.class_changes import ClassChanges, change_classes
 
     changes = ClassChanges(rename, merge, drop, tuple(map(Path, add)), name)
     console = make_console()

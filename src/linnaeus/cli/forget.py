@@ -26,8 +26,8 @@ def forget(
     have a frozen network and a solved head (head = "auto"), as runs with the recipes for few images do.
     """
     from linnaeus.cli import early
+    from linnaeus.training.derived.forget import Forgotten
     from linnaeus.training.derived.forget import forget as forget_images
-    from linnaeus.training.derived.forgotten import Forgotten
 
     early.check_device(device)
     console = make_console()

@@ -11,6 +11,6 @@ Imports NumPy and SciPy only, no torch and no data, so that it can be read, test
     selective        risk, coverage and the threshold below which a model abstains
     multilabel       metrics of images with several labels
     label_calibration  calibration and threshold of each label
-    stratification   iterative stratification of label sets
+    stratification   folds and parts that have their share of each class or label
     assessment       all of these for one model on one split
 """

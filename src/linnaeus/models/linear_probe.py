@@ -18,7 +18,7 @@ from torch import Tensor
 
 from linnaeus.console import Advance
 from linnaeus.errors import JobError
-from linnaeus.models.folds import FOLDS, stratified_folds
+from linnaeus.metrics.stratification import FOLDS, stratified_folds
 from linnaeus.models.logistic_regression import Problems, solve
 from linnaeus.models.penalty_search import (
     STEPS,
@@ -28,9 +28,9 @@ from linnaeus.models.penalty_search import (
     Candidate,
     Folds,
     PenaltySearch,
+    SearchProgress,
     chunk_of,
 )
-from linnaeus.models.solver_progress import SearchProgress
 
 FINAL_STEPS, FINAL_TOLERANCE = 300, 1e-4
 LARGE = 4_000_000

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linnaeus.console import Advance
 from linnaeus.models.logistic_regression import Problems, Solution, solve
-from linnaeus.models.solver_progress import SearchProgress
 
 FIRST_PENALTY = 0.1
 VANISHING = 3.0  # for which the weights are taken as zero when those for FIRST_PENALTY / 10 are predicted
@@ -20,6 +20,7 @@ WEAKEST, STRONGEST = 1e-8, 1e3
 STEPS, TOLERANCE = 30, 3e-3  # of a fit during cross-validation, from the solution for a stronger penalty
 FEWEST_PENALTIES = 4  # tried: the first, one on either side, and the refinement
 CHUNK = 8 << 20  # bytes of features that are copied at a time
+FIRST_FIT = 10  # passes expected of a fit before any has ended
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,32 @@ class PenaltySearch:
 def chunk_of(x: Tensor) -> int:
     """Rows of x (n, d) that are copied at a time."""
     return max(16, CHUNK // (4 * x.shape[1]))
+
+
+class SearchProgress:
+    """Counts the passes over the features in a sequence of fits.
+
+    How many fits and passes there will be is known only at the end. The expected number is that of the fits that follow
+    at least, each with the mean number of passes so far; it rises when the search goes on.
+    """
+
+    def __init__(self, advance: Advance | None):
+        self.advance = advance
+        self.note = ""
+        self.ended: list[int] = []  # passes of each fit that has ended
+        self.passes, self.following = 0, 0
+
+    def begin(self, note: str, following: int) -> None:
+        """A fit begins, which at least `following` others will follow, beside the last one on all samples."""
+        if self.passes:
+            self.ended.append(self.passes)
+        self.note, self.passes, self.following = note, 0, following
+
+    def passed(self) -> None:
+        """A pass over the features ended."""
+        self.passes += 1
+        if self.advance is None:
+            return
+        mean = sum(self.ended) / len(self.ended) if self.ended else FIRST_FIT
+        done = sum(self.ended) + self.passes
+        self.advance(done, round(done + max(mean - self.passes, 1) + mean * self.following), self.note)

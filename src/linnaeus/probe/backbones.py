@@ -7,16 +7,23 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from linnaeus.console import Console
+from linnaeus.data.table import Table
 from linnaeus.environment import offline
 from linnaeus.errors import UnknownNameError, UserError, install
-from linnaeus.models import MODELS
+from linnaeus.models import MODELS, Network
 from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.backbones.timm_backbone import PREFIX
 from linnaeus.models.weights.loading import describe_weights
 from linnaeus.models.weights.pretrained import PRETRAINED
 from linnaeus.models.weights.store import lookup
 from linnaeus.network_names import did_you_mean_network, unknown_network
+from linnaeus.preprocess import Preprocessing
+from linnaeus.training.setup.network import build_network, check_size, preprocessing_of
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import resolve_recipe
 
 AUTO = "auto"
 
@@ -166,3 +173,27 @@ def _automatic(local: Mapping[str, str], device: str) -> tuple[list[Candidate], 
     if offline():
         return candidates, [f"auto: {', '.join(more)} left out, because LINNAEUS_OFFLINE is set"] if more else []
     return [*candidates, *(Candidate(name, (Backbone(name, "pretrained"),)) for name in more)], []
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A network with pretrained weights."""
+
+    network: Network
+    preprocessing: Preprocessing
+    measures_pixels: bool
+    """Whether mean and std are to be measured on the training pixels, as `data.normalise = "data"` asks."""
+
+
+def load_backbone(backbone: Backbone, table: Table, settings: dict[str, Any], console: Console) -> LoadedBackbone:
+    """The network and preprocessing that `train` has for this backbone, these images and these settings.
+
+    Weights are downloaded where they are missing. Raises UserError or JobError if they cannot be had or do not fit.
+    """
+    quiet = Console(quiet=True)
+    request = Request(table, None, backbone.model, backbone.weights, settings=settings)
+    recipe, _ = resolve_recipe(request, quiet)
+    channels = (table.channels or 3) if recipe.data.channels == "auto" else recipe.data.channels
+    network, normalization = build_network(recipe, len(table.classes), channels, None, console)
+    check_size(network, recipe, channels)
+    return LoadedBackbone(network, preprocessing_of(recipe, channels, normalization), recipe.data.normalise == "data")

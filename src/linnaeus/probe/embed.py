@@ -28,10 +28,9 @@ from linnaeus.modelfile.safetensors import MODEL, model_path, read_model
 from linnaeus.models import Network
 from linnaeus.models.weights.store import local_backbones
 from linnaeus.preprocess import Preprocessing
-from linnaeus.probe.backbones import parse_backbones
+from linnaeus.probe.backbones import load_backbone, parse_backbones
 from linnaeus.probe.feature_files import FeatureFile, writer_of
 from linnaeus.probe.features import FeatureExtractor
-from linnaeus.probe.loading import load_backbone
 
 KEYS = ("size", *(f"data.{key}" for key in ("size", "resize", "fit", "interpolation", "normalise", "channels", "bits")))
 """Recipe keys that change the features of a backbone."""

@@ -17,7 +17,7 @@ from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
-from linnaeus.models.folds import FOLDS, stratified_folds
+from linnaeus.metrics.stratification import FOLDS, stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.logistic_regression import logits
 from linnaeus.probe.features import StoredFeatures

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from linnaeus.files import write_text
-from linnaeus.models.folds import FOLDS
+from linnaeus.metrics.stratification import FOLDS
 from linnaeus.probe.comparison import Comparison
 from linnaeus.probe.judging import Judge
 from linnaeus.text import SafeCsvWriter, align, percent

@@ -26,11 +26,10 @@ from linnaeus.errors import JobError, UserError
 from linnaeus.files import disk_errors, numbered
 from linnaeus.inference.membership import held_in, images_of_weights
 from linnaeus.models.weights.store import local_backbones
-from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
+from linnaeus.probe.backbones import Backbone, Candidate, load_backbone, parse_backbones
 from linnaeus.probe.comparison import Comparison, Failure, Result
 from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
 from linnaeus.probe.judging import Judge
-from linnaeus.probe.loading import load_backbone
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.ownership import removed_if_empty

@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 
 from linnaeus.metrics.classification import most_confused
 from linnaeus.report.canvas import Canvas, shorten, text_width
-from linnaeus.report.class_order import cluster
 from linnaeus.report.fonts import Fonts, families_for
 from linnaeus.report.palette import BLUE, GROUND, INK, MUTED, ON_MEDIUM, ON_STRONG, ORANGE, PAGE, SMALL, TEXT, TITLE
 from linnaeus.report.svg import page_fonts, tag, to_svg
@@ -270,3 +269,25 @@ def _draw_key(canvas: Canvas, left: float, y: float) -> None:
         axes.imshow(strip[None], aspect="auto", interpolation="nearest")
         canvas.write(x + 0.88, y, word, size=SMALL, color=MUTED)
     canvas.write(left + 3.0, y, "0 to 100 % of the true class", size=SMALL, color=MUTED)
+
+
+def cluster(counts: np.ndarray) -> np.ndarray:
+    """An order (k,) of k classes that puts classes that are confused with each other side by side.
+
+    Average linkage (Sokal and Michener 1958) with the optimal order of leaves (Bar-Joseph et al. 2001). Classes that
+    are never confused come last, in their own order.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    similarity = share + share.T
+    np.fill_diagonal(similarity, 0)
+    confused = np.flatnonzero(similarity.any(1))
+    if len(confused) < 2:
+        return np.arange(len(counts))
+    near = similarity[np.ix_(confused, confused)]
+    distance = near.max() - near
+    np.fill_diagonal(distance, 0)
+    order = leaves_list(linkage(squareform(distance), "average", optimal_ordering=True))
+    return np.concatenate([confused[order], np.setdiff1d(np.arange(len(counts)), confused)]).astype(np.int64)

@@ -15,11 +15,11 @@ from linnaeus.data.table import Table
 from linnaeus.files import write_text
 from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.report import page_sections as sections
-from linnaeus.report.changes import changes_section
 from linnaeus.report.class_sections import class_values
 from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.report.label_sections import label_values
+from linnaeus.report.page_sections import changes_section
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT

@@ -1,7 +1,7 @@
 """Compare runs on the images that all of them were measured on, with a paired test for each pair of runs.
 
 Where images may have several labels, an image is right if all its labels are, and the mean average precision is
-compared as well (compare_labels.py).
+compared as well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import numpy as np
 
 from linnaeus.console import duration
 from linnaeus.errors import UserError
+from linnaeus.metrics.bootstrap import percentile_interval, resample
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar, holm
+from linnaeus.metrics.multilabel import LabelFigures, WeightedLabels, label_figures
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.recipe.difference import differences
-from linnaeus.runs.compare_labels import MeasuredLabels, map_difference, measure_labels
 from linnaeus.runs.compared_run import (
     ComparedRun,
     read_compared_predictions,
@@ -35,6 +37,38 @@ from linnaeus.text import align, percent, shorten
 
 VALUE_WIDTH = 28
 """Terminal columns of a recipe value."""
+SMALLEST = 1e-12  # a probability in predictions.csv may be rounded to 0 or 1
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredLabels:
+    """The figures of a run on the images that all runs share."""
+
+    figures: LabelFigures
+    ece: float
+    """Calibration error of all pairs of an image and a label, 0 to 1."""
+    maps: np.ndarray = field(repr=False)
+    """(resamples,) the mean average precision on the same resamples for every run; empty if they would take too
+    long."""
+
+    @property
+    def map_ci95(self) -> tuple[float, float] | None:
+        return percentile_interval(self.maps, self.figures.groups)
+
+
+def measure_labels(
+    rows: Sequence[LabelPredictionRow], classes: Sequence[str], groups: np.ndarray | None
+) -> MeasuredLabels:
+    """Measure the predictions of one run; `rows` are the same images in the same order for every run."""
+    true, given = (
+        np.array([[name in sets for name in classes] for sets in of_rows])
+        for of_rows in ([row.true for row in rows], [row.predicted for row in rows])
+    )
+    probabilities = np.clip([row.probabilities for row in rows], SMALLEST, 1 - SMALLEST)
+    outputs = Outputs(true, np.log(probabilities / (1 - probabilities)), groups)
+    drawn = resample(WeightedLabels(outputs, given))
+    ece = calibration_error(probabilities.ravel(), true.ravel())
+    return MeasuredLabels(label_figures(outputs, given), ece, drawn.metrics.get("map", np.zeros(0)))
 
 
 @dataclass(frozen=True)
@@ -131,11 +165,16 @@ class Comparison:
         return rows
 
     def map_difference(self, i: int, j: int) -> tuple[float, tuple[float, float] | None]:
-        """The mean average precision of run j minus that of run i, and its paired 95 % interval."""
+        """The mean average precision of run j minus that of run i, and its 95 % interval.
+
+        All runs are measured on the same resamples of the images, or groups, so that the interval is a paired one
+        (Efron and Tibshirani 1993, An introduction to the bootstrap, section 8.3).
+        """
         first, second = self.rows[i].labels, self.rows[j].labels
         assert first is not None
         assert second is not None
-        return map_difference(first, second)
+        interval = percentile_interval(second.maps - first.maps, first.figures.groups)
+        return second.figures.map - first.figures.map, interval
 
     def _pairs(self, names: list[str]) -> list[list[str]]:
         rows = []

@@ -16,8 +16,8 @@ from linnaeus.errors import UserError
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.multilabel import Headline, LabelFigures, headline, label_figures
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models import Network
-from linnaeus.models.folds import stratified_folds
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.runs.penalties import Trial
 from linnaeus.stores.feature_matrix import feature_matrix

@@ -15,7 +15,7 @@ import torch
 from linnaeus.metrics.ood import Thresholds, choose_thresholds, distances
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import reference_vectors
-from linnaeus.models.folds import stratified_folds
+from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 
 SMALLEST = 1e-30

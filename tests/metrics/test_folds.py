@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from linnaeus.models.folds import stratified_folds
+from linnaeus.metrics.stratification import stratified_folds
 
 
 def test_folds_are_stratified_and_the_only_sample_of_a_class_is_never_held_out():
