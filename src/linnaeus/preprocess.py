@@ -13,6 +13,7 @@ from torch import Tensor
 
 from linnaeus.augment.pipeline import center_crop
 from linnaeus.console import counted
+from linnaeus.data.batches import Batch
 from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.errors import UserError
 
@@ -101,6 +102,10 @@ class Preprocessing:
     def __call__(self, rows: Tensor, shapes: np.ndarray | Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """Padded rows (N, H, W, C) uint8 -> the network's input (N, C, size, size) float32."""
         return self.normalise(self.crop(rows, shapes, shift))
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """The network's input for a batch of rows."""
+        return self(batch.pixels, batch.shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as the model file holds it; without `bits` if 16, as in older versions."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linnaeus.cache import OverBudgetError, default_cache
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Rows, Subset
+from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier, Prediction
@@ -121,12 +121,8 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
     # A subset even where it is the whole: earlier versions stored the features under the key of one.
     samples = Samples(Subset(decoded.store, decoded.readable), table.labels[decoded.indices])
     frozen = FrozenStages(network, preprocessing, classifier.device, console, cache)
-
-    def prepare(batch: Batch) -> Tensor:
-        return preprocessing(batch.pixels, batch.shapes)
-
     try:
-        stored = frozen.rows([network.stages[-1]], samples, prepare, "vectors", {})
+        stored = frozen.rows([network.stages[-1]], samples, preprocessing.of_batch, "vectors", {})
     except OverBudgetError as error:
         raise UserError(
             f"{source}: its features do not fit into the cache ({error}); raise LINNAEUS_CACHE_GB"

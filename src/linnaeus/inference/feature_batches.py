@@ -55,7 +55,7 @@ def feature_batches(
     if frozen is None:
         return None
     try:
-        rows = frozen.rows([network.stages[-1]], samples, lambda b: preprocessing(b.pixels, b.shapes), "evaluation", {})
+        rows = frozen.rows([network.stages[-1]], samples, preprocessing.of_batch, "evaluation", {})
     except UserError:  # no room, or values that are not finite, which the caller reports
         return None
     return local_batches(rows, samples.labels, BATCH, device, group)

@@ -13,7 +13,7 @@ from torch import Tensor
 from linnaeus._version import __version__
 from linnaeus.cache import OverBudgetError, default_cache
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch, Rows
+from linnaeus.data.batches import Rows
 from linnaeus.data.table import Table
 from linnaeus.device import steady_heap
 from linnaeus.distributed.engine import Engine
@@ -113,7 +113,7 @@ class FeatureExtractor:
             try:
                 with steady_heap():
                     label = split or "images"
-                    parts.append(frozen.rows(["head"], samples, partial(_prepare, frozen.preprocessing), label, {}))
+                    parts.append(frozen.rows(["head"], samples, frozen.preprocessing.of_batch, label, {}))
             except OverBudgetError as error:
                 raise UserError(
                     f"{table.source}: the features do not fit the cache ({error}); raise LINNAEUS_CACHE_GB"
@@ -179,7 +179,3 @@ def _multiply_adds(network: Network, size: int) -> int | None:
 def _record() -> ChoiceRecord:
     """What is known of the cost of networks on this machine."""
     return ChoiceRecord(cache_dir() / "throughput.json")
-
-
-def _prepare(preprocessing: Preprocessing, batch: Batch) -> Tensor:
-    return preprocessing(batch.pixels, batch.shapes)

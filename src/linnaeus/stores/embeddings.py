@@ -13,7 +13,6 @@ import torch
 
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
-from linnaeus.data.batches import Batch
 from linnaeus.data.images.decode import DECODE_VERSION
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores, choose_device, steady_heap
@@ -128,13 +127,9 @@ def _compute(
             return None
     samples = Samples(decoded.rows, table.labels[decoded.indices])
     frozen = FrozenStages(network, preprocessing, next(network.parameters()).device, console, cache)
-
-    def prepare(batch: Batch) -> torch.Tensor:
-        return preprocessing(batch.pixels, batch.shapes)
-
     try:
         with steady_heap():
-            rows = frozen.rows(["head"], samples, prepare, "embeddings", {})
+            rows = frozen.rows(["head"], samples, preprocessing.of_batch, "embeddings", {})
     except OverBudgetError:
         return None
     values, _ = rows.gather(np.arange(len(samples)))

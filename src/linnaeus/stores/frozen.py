@@ -276,7 +276,7 @@ class FrozenStages:
         """CALIBRATION_IMAGES of the samples, in a fixed random order, as the network's input."""
         chosen = order(len(samples), seed=0, epoch=0)[:CALIBRATION_IMAGES]
         batches = Batches(Subset(samples.rows, chosen), samples.labels[chosen], batch=BATCH, device=self.device)
-        return torch.cat([self.preprocessing(batch.pixels, batch.shapes) for batch in batches.epoch()])
+        return torch.cat([self.preprocessing.of_batch(batch) for batch in batches.epoch()])
 
 
 def stored(batch: Batch) -> Tensor:

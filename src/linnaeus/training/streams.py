@@ -149,13 +149,9 @@ class Streams:
         p = self.preprocessing
         return Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
-    def _preprocess(self, batch: Batch, epoch: int = 0) -> Tensor:
-        """The preprocessing of evaluation."""
-        return self.preprocessing(batch.pixels, batch.shapes)
-
     def _valid_pixels(self) -> Stream:
-        rows = on_device(self.valid.rows, self.device)
-        return Stream(self._valid_batches(rows, self.frozen.batch), self._preprocess, self.unseen)
+        batches = self._valid_batches(on_device(self.valid.rows, self.device), self.frozen.batch)
+        return Stream(batches, lambda batch, epoch: self.preprocessing.of_batch(batch), self.unseen)
 
     def _valid_batches(self, rows: Rows, batch: int) -> Batches:
         """Validation batches over `rows`, with `batch` samples for each process."""
@@ -197,10 +193,10 @@ class Streams:
         exact: FrozenStages | None = None
         if self.frozen_body:  # the final evaluation needs these rows too
             exact = exact_stages(self.frozen.model, self.preprocessing, self.device, self.group, self.console)
-        rows = self._store(exact or self.frozen, cuts, self.valid, self._preprocess, "validation", {})
+        rows = self._store(exact or self.frozen, cuts, self.valid, self.preprocessing.of_batch, "validation", {})
         if rows is None:
             pixels, executor = self._valid_pixels(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
-            return replace(pixels, prepare=lambda batch, epoch: executor(self._preprocess(batch)))
+            return replace(pixels, prepare=lambda batch, epoch: executor(self.preprocessing.of_batch(batch)))
         return Stream(self._valid_batches(rows, STORED_BATCH), lambda batch, epoch: stored(batch), self.unseen)
 
     def _train_activations(self, number: int, cut: str) -> Stream:

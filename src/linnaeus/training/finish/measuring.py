@@ -63,7 +63,7 @@ def _outputs(prepared: Prepared, network: Network, references: np.ndarray | None
             features = feature_batches(network, preprocessing, samples, engine.device, engine, prepared.console)
             if features is None:
                 batches = local_batches(samples.rows, samples.labels, BATCH, engine.device, engine)
-                out = answer(scores, batches, lambda b: preprocessing(b.pixels, b.shapes), engine)
+                out = answer(scores, batches, preprocessing.of_batch, engine)
             else:
                 out = answer(partial(scores, start=network.stages[-1]), features, stored, engine)
             outputs[split] = replace(out, groups=samples.groups)

@@ -76,9 +76,7 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
         values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
         return TrainingFeatures(values, labels, False, chosen, groups)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
-    features = answer(
-        network.pooled_features, batches, lambda b: preprocessing(b.pixels, b.shapes), engine, engine.autocast
-    )
+    features = answer(network.pooled_features, batches, preprocessing.of_batch, engine, engine.autocast)
     return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen, groups)
 
 
@@ -165,7 +163,7 @@ def with_thumbnails(
 
     def small(rows: Rows, labels: np.ndarray) -> np.ndarray:
         batches = local_batches(rows, labels, BATCH, engine.device, engine)
-        return answer(thumbnails_of, batches, lambda b: preprocessing(b.pixels, b.shapes), engine).logits
+        return answer(thumbnails_of, batches, preprocessing.of_batch, engine).logits
 
     train = small(Subset(prepared.samples["train"].rows, features.images), features.labels)
     splits = {split: small(prepared.samples[split].rows, out.labels) for split, out in outputs.items()}
