@@ -42,8 +42,6 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
         name,
         model=name,
         url=f"{endpoint()}/{repo}/resolve/main/model.safetensors",
-        sha256="",
-        top1=float("nan"),
         license=published.license or "unknown",
         arguments={"config": config},
         mean=mean,

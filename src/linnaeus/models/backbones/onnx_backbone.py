@@ -25,7 +25,7 @@ from linnaeus.models.backbones.onnx_features import (
     session_of,
 )
 from linnaeus.models.network import Network, StageFunction, check_choice, classifier
-from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, PretrainedWeights
+from linnaeus.models.weights.pretrained import PretrainedWeights
 
 PREFIX = "onnx/"
 POOLS = ("", "cls", "mean", "cls+mean", "flatten")
@@ -167,12 +167,6 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
     return PretrainedWeights(
         name,
         model=name,
-        url="",
-        sha256="",
-        top1=float("nan"),
-        license="unknown",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
         # 0.875 is the usual share of the center crop (224 of 256).
         resize=round(size / 0.875),
         size=size,

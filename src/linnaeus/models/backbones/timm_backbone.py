@@ -181,7 +181,7 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
     known = _known(name)
     config = library().get_pretrained_cfg(known) or library().get_pretrained_cfg(known, allow_unregistered=True)
     if config is None:  # a network that timm has no weights of
-        return PretrainedWeights(name, model=name, url="", sha256="", top1=float("nan"), license="unknown")
+        return PretrainedWeights(name, model=name)
     # Networks may accept several sizes; this is the one of the weights.
     size = int(config.input_size[-1])
     repository = config.hf_hub_id or ""
@@ -189,8 +189,6 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
         name,
         model=name,
         url=f"{endpoint()}/{repository}/resolve/main/model.safetensors" if repository else "",
-        sha256="",
-        top1=float("nan"),
         license=config.license or read_record(key_of(name)).get("license") or "unknown",
         mean=tuple(config.mean),
         std=tuple(config.std),

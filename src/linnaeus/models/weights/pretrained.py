@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -26,13 +27,14 @@ class PretrainedWeights:
     name: str
     model: str
     """Name of the network in `linnaeus.models.MODELS`."""
-    url: str
+    url: str = ""
     """Download address; empty if the weights can only be imported from a local file."""
-    sha256: str
-    """SHA-256 of the file at `url`, in hexadecimal: complete, or the prefix that is part of the published file name."""
-    top1: float
+    sha256: str = ""
+    """SHA-256 of the file at `url`, in hexadecimal: complete, or the prefix that is part of the published file name;
+    empty if none is published."""
+    top1: float = math.nan
     """Published top-1 accuracy on the 50,000 validation images, in percent, measured at `size`."""
-    license: str
+    license: str = "unknown"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the network that the weights were trained with."""
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -137,7 +139,6 @@ PRETRAINED: dict[str, PretrainedWeights] = {
         PretrainedWeights(
             "resnet50-v1-imagenet",
             "resnet50",
-            url="",
             sha256="577c44fdad83ffb103c39ae3b78276bcdf89a1a9755831105d80b3c8d2098e1b",
             top1=74.9,
             license="MIT",
