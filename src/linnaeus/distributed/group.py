@@ -28,29 +28,10 @@ class ProcessGroup:
     def __init__(self, info: ProcessInfo, object_group: Any = None):
         """`object_group`: the torch process group that carries Python objects; None is the default group."""
         self.info, self._object_group = info, object_group
-
-    @property
-    def rank(self) -> int:
-        return self.info.rank
-
-    @property
-    def world_size(self) -> int:
-        return self.info.world_size
-
-    @property
-    def local_world_size(self) -> int:
-        """Number of processes on this machine."""
-        return self.info.local_world_size
-
-    @property
-    def nodes(self) -> int:
-        """Number of machines."""
-        return self.info.nodes
-
-    @property
-    def is_main(self) -> bool:
+        self.rank, self.world_size = info.rank, info.world_size
+        self.local_world_size, self.nodes = info.local_world_size, info.nodes
+        self.is_main = info.is_main
         """Whether this is rank 0, which decides, writes and prints."""
-        return self.info.is_main
 
     def broadcast(self, compute: Callable[[], T]) -> T:
         """Call `compute` on rank 0 and return its result on all ranks. A UserError of rank 0 is raised on all ranks."""
