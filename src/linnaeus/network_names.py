@@ -11,23 +11,9 @@ from pathlib import Path
 from linnaeus.errors import UnknownNameError, did_you_mean
 
 NETWORKS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    "plain20",
-    "plain32",
-    "plain44",
-    "plain56",
-    "mini_resnet",
-    "digit_resnet",
-    "inception_v1",
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152, 20, 32, 44, 56, 110)),
+    *(f"plain{depth}" for depth in (20, 32, 44, 56)),
+    *("mini_resnet", "digit_resnet", "inception_v1"),
 )
 """Ours; a test compares them with `models.MODELS`."""
 LIBRARIES = ("timm", "hf", "onnx")
