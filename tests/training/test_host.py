@@ -109,7 +109,8 @@ def test_a_phase_reads_no_tensor_between_its_first_step_and_validation(
     monkeypatch.setattr(EpochTotals, "check_finite", lambda *args, always=False: None)
     engine = Engine("cpu", "32")
     recipe = Recipe.model_validate({**settings(), "phase": [{"epochs": 2, "batch": 16, "lr": 0.1}]})
-    phases = Phases(recipe, SimpleNamespace(console=Console(quiet=True)), 3, engine)  # type: ignore[arg-type]
+    streams = SimpleNamespace(console=Console(quiet=True), frozen=SimpleNamespace(model=None))
+    phases = Phases(recipe, streams, 3, engine)  # type: ignore[arg-type]
 
     def after(step: Step) -> None:
         nonlocal inside

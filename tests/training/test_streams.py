@@ -244,7 +244,7 @@ def test_all_processes_learn_that_rank_0_found_no_executor(network: Network, mon
 
     def work(rank: int) -> str:
         s = streams(network, HEAD)
-        s.frozen.group = Engine("cpu", "32")
+        s.frozen.group = s.group = Engine("cpu", "32")
         with pytest.raises(UserError) as error:
             s.of(0)
         return str(error.value)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
 from linnaeus.cache import Cache, OverBudgetError
-from linnaeus.data.archives.members import ShardMembers
 from linnaeus.data.background import in_order
 from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError
@@ -34,23 +33,12 @@ class HashedImages:
 
     def __init__(self, table: Table, cache: Cache | None, observer: Callable[[int, Upright], None] | None = None):
         self._table, self._cache, self._observer = table, cache, observer
+        self.paths, self.images, self.members = table.paths, table.images, table.members
         self._hashes = np.full(len(table), UNKNOWN, np.uint64)
         self._read = np.zeros(len(table), bool)
         self._signatures = np.zeros(len(table), np.uint64)
         """What a file, or a member of a shard, is known by without reading it; from before its content was hashed."""
         self._decoding = Decoding(table, np.arange(len(table)), RowSpec(1), 1, None)
-
-    @property
-    def paths(self) -> Sequence[str] | None:
-        return self._table.paths
-
-    @property
-    def images(self) -> np.ndarray | None:
-        return self._table.images
-
-    @property
-    def members(self) -> ShardMembers | None:
-        return self._table.members
 
     def image(self, i: int) -> str | bytes | np.ndarray:
         """Image i as the decoder takes it."""

@@ -10,12 +10,11 @@ from functools import partial
 
 import torch
 
-from linnaeus.console import Advance, Console, duration
+from linnaeus.console import Advance, duration
 from linnaeus.distributed.engine import Engine
 from linnaeus.distributed.sync_batchnorm import synced_batchnorm
 from linnaeus.errors import JobError
 from linnaeus.metrics.multilabel import Headline, brief
-from linnaeus.models import Network
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.runs.history import Row
 from linnaeus.text import percent
@@ -60,16 +59,9 @@ class Phases:
     """Called with (epochs so far, validation metrics) after every epoch; an exception ends the run."""
 
     def __post_init__(self) -> None:
+        self.model, self.console = self.streams.frozen.model, self.streams.console
         self.best = Best(self.recipe.best)
         self.model_is_written = self.best_is_written = False
-
-    @property
-    def model(self) -> Network:
-        return self.streams.frozen.model
-
-    @property
-    def console(self) -> Console:
-        return self.streams.console
 
     def run(self, resume: Checkpoint | None = None) -> Best:
         """Run all phases, each from the best weights so far. After a KeyboardInterrupt, `best` holds the best model."""

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.cache import OverBudgetError
-from linnaeus.console import Console, duration
+from linnaeus.console import duration
 from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sampling, Subset
-from linnaeus.distributed.group import ProcessGroup
 from linnaeus.inference.feature_batches import exact_stages
 from linnaeus.models.executors import Executor
-from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.activations import ActivationStore
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, stored
@@ -73,21 +71,9 @@ class Streams:
     unseen: np.ndarray | None = None
     """(n,) bool: the validation samples that choose the model; None: all."""
 
-    @property
-    def device(self) -> torch.device:
-        return self.frozen.device
-
-    @property
-    def group(self) -> ProcessGroup:
-        return self.frozen.group
-
-    @property
-    def console(self) -> Console:
-        return self.frozen.console
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.frozen.preprocessing
+    def __post_init__(self) -> None:
+        self.device, self.group = self.frozen.device, self.frozen.group
+        self.preprocessing, self.console = self.frozen.preprocessing, self.frozen.console
 
     def cut(self, phase: Phase) -> str | None:
         """The first stage that trains; None if that is the first stage of the network.
