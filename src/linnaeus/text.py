@@ -113,6 +113,11 @@ def fraction_range(low: float, high: float, digits: int = 2) -> str:
     return f"{fraction(low, digits)} to {fraction(high, digits)}"
 
 
+def percent_range(ends: Iterable[float], digits: int = 1, *, signed: bool = False) -> str:
+    """`89.1 % to 94.6 %`: an interval of a share; empty without ends."""
+    return " to ".join(percent(end, digits, signed=signed) for end in ends)
+
+
 def _bounded(share: float, most: int, digits: int) -> str:
     """`share` as a part of `most`, rounded, but never to 0 or `most` unless it is 0 or 1."""
     text, step = f"{most * share:.{digits}f}", 10.0**-digits

@@ -15,7 +15,7 @@ from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import wilson
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.penalties import held_out_text
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 
 CARD = "MODEL_CARD.md"
 MAX_CLASSES = 200  # listed by name
@@ -112,8 +112,7 @@ def _yaml_text(value: object) -> str:
 
 
 def _interval(metrics: dict[str, Any]) -> str:
-    low, high = metrics.get("accuracy_ci95") or wilson(metrics["correct"], metrics["n"])
-    return f"{percent(low)} to {percent(high)}"
+    return percent_range(metrics.get("accuracy_ci95") or wilson(metrics["correct"], metrics["n"]))
 
 
 def _other_metrics(metrics: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from linnaeus.metrics.classification import Figures, confusion_matrix, figures
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import is_unsure
-from linnaeus.text import html_table, percent
+from linnaeus.text import html_table, percent, percent_range
 
 if TYPE_CHECKING:
     import pandas
@@ -86,11 +86,10 @@ class MeasuredFigures(Figures):
         )
 
     def _repr_html_(self) -> str:
-        low, high = self.accuracy_ci95
         rows = [
             ("images", f"{self.n:,}"),
             ("accuracy", f"{percent(self.accuracy, 2)} ({self.correct:,} of {self.n:,})"),
-            ("95 % interval", f"{percent(low)} to {percent(high)}"),
+            ("95 % interval", percent_range(self.accuracy_ci95)),
             ("balanced accuracy", percent(self.balanced_accuracy, 2)),
             ("log loss", f"{self.loss:.4f}"),
         ]

@@ -25,7 +25,7 @@ from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.stores.contents import HashedImages
-from linnaeus.text import align, fraction, fraction_range, percent, shorten
+from linnaeus.text import align, fraction, fraction_range, percent, percent_range, shorten
 
 MOST_KINDS, NAME = 20, 24  # folders on the terminal, and columns of their names
 TITLES = {"distance": "distance", "probability": "probability", "combined": "both"}
@@ -70,8 +70,7 @@ class Kind:
         }
 
     def row(self) -> tuple[str, ...]:
-        low, high = wilson(self.let_through, self.n)
-        shares = f"{percent(self.let_through / self.n)}", f"{percent(low)} to {percent(high)}"
+        shares = percent(self.let_through / self.n), percent_range(wilson(self.let_through, self.n))
         area = fraction(self.area, 4), fraction_range(*self.area_interval, 4)
         return shorten(self.name, NAME), str(self.n), str(self.let_through), *shares, *area
 
@@ -145,7 +144,7 @@ class Outside:
         }
 
     def render(self) -> str:
-        low, high = wilson(self.let_through, self.n)
+        interval_through = percent_range(wilson(self.let_through, self.n))
         rows = [("", "AUROC", "95 % interval", "let through at 95 % accepted")]
         for name, (area, interval) in self.areas.items():
             share = percent(self.false_positives[name])
@@ -155,7 +154,7 @@ class Outside:
                 f"outside {self.source}: {counted(self.n, 'image')} of none of the classes, against {self.known:,} "
                 "known ones",
                 f"  let through  {percent(self.let_through / self.n)} ({self.let_through} of {self.n}, 95 % interval "
-                f"{percent(low)} to {percent(high)}), where {percent(self.known_accepted / self.known)} of the known "
+                f"{interval_through}), where {percent(self.known_accepted / self.known)} of the known "
                 f"images are accepted ({self.known_accepted} of {self.known})",
                 *align(rows, "<>>>"),
                 *self._kind_lines(),

@@ -40,7 +40,7 @@ from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.intervals import Estimate, proportion_interval
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.roc import roc_estimates
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 
 FEW_CLASSES = 10
 """Up to this many classes, the top-5 accuracy is left out: it says little where five classes are half of all."""
@@ -78,9 +78,8 @@ class Figures:
         return cls(**{**known, "accuracy_ci95": tuple(known["accuracy_ci95"])})
 
     def __str__(self) -> str:
-        low, high = self.accuracy_ci95
         n = f"{self.n}" if self.groups is None else f"{self.n} in {self.groups} groups"
-        text = f"{percent(self.accuracy, 2)} ({self.correct} of {n}, 95 % interval {percent(low)} to {percent(high)})"
+        text = f"{percent(self.accuracy, 2)} ({self.correct} of {n}, 95 % interval {percent_range(self.accuracy_ci95)})"
         no_better = no_better_than_one_class(self.to_dict())
         return f"{text}, {no_better}" if no_better else text
 

@@ -14,7 +14,7 @@ from linnaeus.files import write_text
 from linnaeus.metrics.stratification import FOLDS
 from linnaeus.probe.comparison import Comparison
 from linnaeus.probe.judging import Judge
-from linnaeus.text import SafeCsvWriter, align, percent
+from linnaeus.text import SafeCsvWriter, align, percent, percent_range
 
 PROBE_JSON, PROBE_CSV, PROBE_PLOT = "probe.json", "probe.csv", "probe.png"
 FORMAT = 1
@@ -101,13 +101,12 @@ def render(comparison: Comparison) -> str:
     for row in comparison.rows():
         if row["error"] is not None:
             continue
-        low, high = row["accuracy_ci95"]
         adds = row["multiply_adds"]
         cells.append(
             (
                 ("→ " if row["recommended"] else "  ") + comparison.shown_names[row["name"]],
                 percent(row["accuracy"]),
-                f"{percent(low)} to {percent(high)}",
+                percent_range(row["accuracy_ci95"]),
                 f"{row['n']:,}",
                 "best" if row["p"] is None else f"{row['p']:.2g}",
                 f"{row['parameters'] / 1e6:.1f} M",

@@ -10,7 +10,7 @@ from linnaeus.metrics.calibration import calibration_failure, chance_words
 from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused, no_better_than_one_class
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.slices import Slice
-from linnaeus.text import align, percent, shorten
+from linnaeus.text import align, percent, percent_range, shorten
 
 ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
 WORST = 10
@@ -145,8 +145,7 @@ def abstention(result: Abstention, n: int) -> list[str]:
 
 
 def _effect(point: MeasuredPoint, n: int) -> str:
-    low, high = point.risk_ci95
-    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    interval = f"95 % interval {percent_range(point.risk_ci95)}"
     if point.threshold == 0 and point.answered == n:
         return f"all images answered, {point.wrong} of {n} wrong ({percent(point.wrong / n)}, {interval})"
     wrong = ""
@@ -186,7 +185,6 @@ def views(assessment: Assessment) -> list[str]:
 
 def _view_row(name: str, effect: ViewsEffect) -> list[str]:
     metrics, comparison = effect.metrics, effect.comparison
-    low, high = comparison.difference_ci95
     return [
         name,
         percent(metrics["accuracy"], 2),
@@ -196,7 +194,7 @@ def _view_row(name: str, effect: ViewsEffect) -> list[str]:
         str(comparison.only_second),
         str(comparison.only_first),
         percent(comparison.difference, 2, signed=True),
-        f"{percent(low, signed=True)} to {percent(high, signed=True)}",
+        percent_range(comparison.difference_ci95, signed=True),
         f"{comparison.p:.3g}",
     ]
 
@@ -205,9 +203,8 @@ def slices(column: str, parts: Sequence[Slice]) -> str:
     """One line per value of a column, and which values are significantly worse than the rest."""
     rows = [["", "n", "correct", "accuracy", "95 % interval", "difference", "p"]]
     for part in parts:
-        low, high = part.interval
         difference = percent(part.difference, signed=True)
-        interval = f"{percent(low)} to {percent(high)}"
+        interval = percent_range(part.interval)
         rows.append(
             [
                 shorten(part.value, NAME),

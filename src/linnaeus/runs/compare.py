@@ -33,7 +33,7 @@ from linnaeus.runs.compared_run import (
 )
 from linnaeus.runs.label_predictions import LabelPredictionRow
 from linnaeus.runs.predictions import PredictionRow
-from linnaeus.text import align, percent, shorten
+from linnaeus.text import align, percent, percent_range, shorten
 
 VALUE_WIDTH = 28
 """Terminal columns of a recipe value."""
@@ -143,13 +143,11 @@ class Comparison:
     def _runs(self, names: list[str]) -> list[list[str]]:
         rows = []
         for name, row in zip(names, self.rows, strict=True):
-            ci95 = " to ".join(percent(v) for v in row.accuracy_ci95)
-            accuracy = [percent(row.accuracy, 2), ci95, f"{row.correct} of {row.n}"]
+            accuracy = [percent(row.accuracy, 2), percent_range(row.accuracy_ci95), f"{row.correct} of {row.n}"]
             if row.labels is not None:
-                interval = " to ".join(percent(v) for v in row.labels.map_ci95 or ())
                 accuracy = [
                     percent(row.labels.figures.map, 2),
-                    interval,
+                    percent_range(row.labels.map_ci95 or ()),
                     percent(row.labels.figures.macro_f1),
                     *accuracy,
                 ]
@@ -160,7 +158,7 @@ class Comparison:
         rows = []
         for i, j in self.pairs:
             difference, interval = self.map_difference(i, j)
-            ci95 = "" if interval is None else f" ({' to '.join(percent(v, 2, signed=True) for v in interval)})"
+            ci95 = "" if interval is None else f" ({percent_range(interval, 2, signed=True)})"
             rows.append([f"{names[j]} - {names[i]}", percent(difference, 2, signed=True) + ci95])
         return rows
 
@@ -179,11 +177,10 @@ class Comparison:
     def _pairs(self, names: list[str]) -> list[list[str]]:
         rows = []
         for ((i, j), pair), p in zip(self.pairs.items(), self.corrected, strict=True):
-            low, high = pair.difference_ci95
             better = names[j] if pair.difference > 0 else names[i]
             verdict = f"{better} is better" if p < SIGNIFICANT else "no significant difference"
             counts = f"{pair.only_second} correct only in {names[j]}, {pair.only_first} only in {names[i]}"
-            ci95 = f"{percent(low, signed=True)} to {percent(high, signed=True)}"
+            ci95 = percent_range(pair.difference_ci95, signed=True)
             difference = f"{percent(pair.difference, 2, signed=True)} ({ci95})"
             rows.append([f"{names[j]} - {names[i]}", difference, f"p = {p:.3g}", verdict, counts])
         return rows

@@ -11,7 +11,7 @@ from typing import Any
 
 from linnaeus.files import csv_file
 from linnaeus.runs.parsing import read_csv
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 
 FILES = "penalties-phase*.csv"
 
@@ -33,10 +33,10 @@ class Trial:
 
 def held_out_text(held_out: dict[str, Any]) -> str:
     """The entry `held_out` of validation figures in words: `92.1 % of 180 training images, each …`."""
-    low, high = held_out["accuracy_ci95"]
+    interval = percent_range(held_out["accuracy_ci95"])
     return (
         f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each judged by a head that had not "
-        f"seen it (95 % interval {percent(low)} to {percent(high)}): more certain than validation, though these images "
+        f"seen it (95 % interval {interval}): more certain than validation, though these images "
         "also chose the penalty"
     )
 

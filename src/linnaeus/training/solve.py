@@ -21,7 +21,7 @@ from linnaeus.models import Network
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.runs.penalties import Trial
 from linnaeus.stores.feature_matrix import feature_matrix
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
 from linnaeus.training.phase import PhaseRun
@@ -139,8 +139,8 @@ def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float
     whole, labels = len(head.judged) == len(labels), labels[head.judged]
     how = "cross-validated training" if whole else "one fold was held out: its"
     if interval is not None:
-        hits, (low, high) = head.probabilities.argmax(1) == labels, interval
-        counts = f"{hits.sum():,} of {len(hits):,}, 95 % interval {percent(low)} to {percent(high)}"
+        hits = head.probabilities.argmax(1) == labels
+        counts = f"{hits.sum():,} of {len(hits):,}, 95 % interval {percent_range(interval)}"
         return f"{how} accuracy {percent(hits.mean())} ({counts})"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(probabilities) - np.log1p(-probabilities)
