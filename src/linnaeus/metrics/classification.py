@@ -29,7 +29,7 @@ another order, so the last digit may differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -175,6 +175,29 @@ class ClassMetrics:
         return self.estimates[name]
 
 
+def class_metrics(
+    index: int,
+    labels: np.ndarray,
+    decisions: np.ndarray,
+    groups: np.ndarray | None,
+    drawn: Resampled,
+    area: Estimate,
+) -> ClassMetrics:
+    """The metrics of a class: `labels` and `decisions` (n,) bool, whether an image is of it and is predicted as it.
+
+    `area` is that under its ROC curve.
+    """
+
+    def share(hits: np.ndarray, of: np.ndarray) -> Estimate:
+        """Of the images `of` those that are `hits`, both (n,) bool: a proportion needs no bootstrap."""
+        return Estimate.proportion(hits[of], None if groups is None else groups[of])
+
+    estimates = {"precision": share(labels, decisions), "recall": share(decisions, labels)}
+    estimates |= {name: drawn.estimate(name, index) for name in ("f1", "average_precision")} | {"roc_auc": area}
+    hits = int((labels & decisions).sum())
+    return ClassMetrics(index, int(labels.sum()), int(decisions.sum()), hits, estimates)
+
+
 def class_dicts(
     rows: Sequence[ClassMetrics], classes: tuple[str, ...], names: tuple[str, ...], **more: int
 ) -> list[dict[str, Any]]:
@@ -231,7 +254,7 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     classes = outputs.logits.shape[1]
     sample = WeightedSample(outputs)
     drawn = resample(sample, seed)
-    correct, groups = outputs.correct, outputs.groups
+    correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
     overall = {
         "accuracy": Estimate.proportion(correct, groups),
         "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > FEW_CLASSES else Estimate(None),
@@ -247,7 +270,6 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     seen = 0 < correct.sum() < len(correct)
     losses = {name: drawn.estimate(name) for name in ("loss", "brier", "ece", "ece_equal_mass")}
     losses = {name: estimate if seen else Estimate(estimate.value) for name, estimate in losses.items()}
-    matrix = confusion_matrix(outputs.labels, outputs.predicted, classes)
     return Metrics(
         n=len(correct),
         correct=int(correct.sum()),
@@ -255,26 +277,12 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
         | {name: drawn.estimate(name) for name in ("macro_f1", "macro_average_precision")}
         | {"macro_roc_auc": mean_area}
         | losses,
-        classes=tuple(_class_metrics(outputs, matrix, drawn, areas)),
-        confusion=matrix,
+        classes=tuple(
+            class_metrics(c, outputs.labels == c, predicted == c, groups, drawn, area) for c, area in enumerate(areas)
+        ),
+        confusion=confusion_matrix(outputs.labels, predicted, classes),
         ece_by_chance=sample.ece_by_chance(drawn.resamples, seed),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,
         groups=outputs.group_count,
     )
-
-
-def _class_metrics(
-    outputs: Outputs, matrix: np.ndarray, drawn: Resampled, areas: Sequence[Estimate]
-) -> Iterator[ClassMetrics]:
-    """The metrics of every class, in index order; `areas` are those under their ROC curves."""
-    correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
-    counts = zip(matrix.sum(1).tolist(), matrix.sum(0).tolist(), np.diag(matrix).tolist(), strict=True)
-
-    def share_correct(rows: np.ndarray) -> Estimate:
-        return Estimate.proportion(correct[rows], None if groups is None else groups[rows])
-
-    for c, (support, predictions, hits) in enumerate(counts):
-        shares = {"precision": share_correct(predicted == c), "recall": share_correct(outputs.labels == c)}
-        rankings = {name: drawn.estimate(name, c) for name in ("f1", "average_precision")} | {"roc_auc": areas[c]}
-        yield ClassMetrics(c, support, predictions, hits, shares | rankings)

@@ -26,7 +26,7 @@ import numpy as np
 
 from linnaeus.metrics.bootstrap import average_precision, mean_where, resample, sample_values
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.classification import ClassMetrics, Figures, estimate_entries, figures
+from linnaeus.metrics.classification import ClassMetrics, Figures, class_metrics, estimate_entries, figures
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.roc import roc_estimates
@@ -173,34 +173,14 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
     overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
     overall |= {name: drawn.estimate(name) for name in ("hamming_loss", "loss")}
     overall["ece"] = Estimate(calibration_error(outputs.probabilities.ravel(), outputs.labels.ravel()))
-    support, predicted = outputs.labels.sum(0), decisions.sum(0)
-    hits = (outputs.labels & decisions).sum(0)
-
-    def share(c: int, hits: np.ndarray, of: np.ndarray) -> Estimate:
-        """Of the images `of` those that are `hits`, both (n, labels) bool: a proportion needs no bootstrap."""
-        rows = of[:, c]
-        return Estimate.proportion(hits[rows, c], None if outputs.groups is None else outputs.groups[rows])
-
-    labels = tuple(
-        ClassMetrics(
-            c,
-            int(support[c]),
-            int(predicted[c]),
-            int(hits[c]),
-            {
-                "precision": share(c, outputs.labels, decisions),
-                "recall": share(c, decisions, outputs.labels),
-                **{name: drawn.estimate(name, c) for name in ("f1", "average_precision")},
-                "roc_auc": areas[c],
-            },
-        )
-        for c in range(sample.count)
-    )
     return MultiLabelMetrics(
         n=sample.n,
         correct=int(right.sum()),
         overall=overall,
-        labels=labels,
+        labels=tuple(
+            class_metrics(c, outputs.labels[:, c], decisions[:, c], outputs.groups, drawn, area)
+            for c, area in enumerate(areas)
+        ),
         together=co_occurrence(outputs.labels),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.console import Console
