@@ -16,7 +16,7 @@ from linnaeus.distributed.precision import BF16, CHANNELS_LAST, FLOAT32
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.multilabel import label_figures
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.training.finish import finalize, rounding
+from linnaeus.training.finish import rounding
 from linnaeus.training.finish.evaluation import FinalEvaluation
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.rounding import decided_by_rounding, map_within_rounding, rounding_error
@@ -60,7 +60,7 @@ def test_another_count_is_a_warning_beyond_rounding(wrong: int, error: float, wa
     out = outputs(close=1, clear=9)
     swapped = out.logits.copy()
     swapped[:wrong] = swapped[:wrong, ::-1]
-    warning = finalize._difference(FinalEvaluation({"valid": out}, 1), figures(Outputs(out.labels, swapped)), error)
+    warning = FinalEvaluation({"valid": out}, 1).difference(figures(Outputs(out.labels, swapped)), error)
     assert bool(warning) == warns
     if warns:
         assert f"has 10 of 10 validation images correct, but had {10 - wrong} during training" in warning

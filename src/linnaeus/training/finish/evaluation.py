@@ -44,6 +44,7 @@ from linnaeus.runs.penalties import Trial, held_out_text
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
+from linnaeus.training.finish.rounding import decided_by_rounding
 from linnaeus.training.finish.unknown import Recognition
 
 Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
@@ -191,6 +192,21 @@ class FinalEvaluation:
         if limits is not None and limits.unknown(one.distances, one.confidence)[0]:
             return "unknown"
         return "unsure" if is_unsure(float(one.confidence[0]), self.calibration.rule.threshold) else ""
+
+    def difference(self, chosen: Headline, error: float) -> str:
+        """A warning where the saved model is not as good as during training; empty otherwise.
+
+        `error`: the relative error of the logits during training. More than that explains would be a mistake of ours.
+        """
+        assert isinstance(chosen, Figures)
+        outputs = kept(self.calibrated["valid"], self.unseen)
+        valid = figures(outputs)
+        if abs(valid.correct - chosen.correct) <= decided_by_rounding(outputs, error):
+            return ""
+        return (
+            f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
+            "during training"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json: the splits, and the calibration without its curve."""

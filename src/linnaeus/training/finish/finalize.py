@@ -12,7 +12,6 @@ from linnaeus.check.inspection import without_leaks
 from linnaeus.console import Console
 from linnaeus.distributed.engine import hardware
 from linnaeus.errors import JobError, described
-from linnaeus.metrics.classification import Figures
 from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header, read_model, versions, write_model
 from linnaeus.models import Network
@@ -23,11 +22,11 @@ from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
-from linnaeus.training.finish.evaluation import FinalEvaluation, kept, long_dict, published
+from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict, published
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
 from linnaeus.training.finish.plots import stored_rows, write_curves, write_plots
-from linnaeus.training.finish.rounding import decided_by_rounding, rounding_error
+from linnaeus.training.finish.rounding import rounding_error
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
@@ -175,7 +174,7 @@ def _write_results(
     """Write model file, predictions, metrics, plots and report."""
     folder, chosen = prepared.folder, ending.best.figures
     assert chosen is not None
-    if warning := _difference(evaluation, chosen, rounding_error(prepared)):
+    if warning := evaluation.difference(chosen, rounding_error(prepared)):
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
@@ -214,24 +213,6 @@ def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: 
         console.say(f"{split:9} {headline}")
     for line in lines:
         console.say(line)
-
-
-def _difference(evaluation: AnyEvaluation, chosen: Headline, error: float) -> str:
-    """A warning where the saved model is not as good as during training; empty otherwise.
-
-    `error`: the relative error of the logits during training. More than that explains would be a mistake of ours.
-    """
-    if isinstance(evaluation, LabelEvaluation):
-        return evaluation.difference(chosen, error)
-    assert isinstance(chosen, Figures)
-    outputs = kept(evaluation.calibrated["valid"], evaluation.unseen)
-    valid = evaluation.measure(outputs)
-    if abs(valid.correct - chosen.correct) <= decided_by_rounding(outputs, error):
-        return ""
-    return (
-        f"the saved model has {valid.correct} of {valid.n} validation images correct, but had {chosen.correct} "
-        "during training"
-    )
 
 
 def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> dict[str, Any]:
