@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,19 @@ def module_of(file: Path) -> tuple[str, ...]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+@cache
+def nodes_of(file: Path) -> list[ast.AST]:
+    """What the rules are about, found once for all tests: the imports, functions and calls of a file."""
+    wanted = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.Call
+    return [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, wanted)]
+
+
 def imports_of(file: Path, source: str | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, parts of the absolute dotted name) for each import of a file, also inside functions."""
     package = ("linnaeus", *module_of(file))
     if file.name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(ast.parse(source or file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)) if source else nodes_of(file):
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield node.lineno, tuple(name.name.split("."))
@@ -116,7 +124,7 @@ def test_there_is_something_to_check() -> None:
 
 def functions_of(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """(`package/file.py name`, definition) of every function and method of a file."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes_of(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{file.relative_to(SRC).as_posix()} {node.name}", node
 
@@ -211,7 +219,7 @@ def test_nothing_unpickles() -> None:
     assert [line for f in FILES for line in imported(f, *banned)] == []
     unsafe = []
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
                 arguments = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 safe = arguments.get("weights_only") == "True" or (

@@ -21,15 +21,8 @@ from linnaeus.export.model_card import model_card
 from linnaeus.runs.history import read_history
 from linnaeus.sweeps.run import sweep
 from linnaeus.text import percent
-from linnaeus.training.finish import finalize
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without plots, which take most of a second."""
-    monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def leaky(tmp_path: Path) -> Path:
     return source
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_metrics_with_and_without_leaked_images(leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=Console())
     output = capsys.readouterr()
@@ -113,7 +106,7 @@ def test_groups_that_leave_nothing_to_split_are_rejected(leaky: Path, tmp_path: 
         )
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_evaluation_reports_leaks_too(leaky: Path, tmp_path: Path, say):
     run = linnaeus.train(leaky, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
     said = say("evaluate", run.path, leaky, "--json", tmp_path / "f.json")
@@ -123,7 +116,7 @@ def test_evaluation_reports_leaks_too(leaky: Path, tmp_path: Path, say):
     assert found == json.loads((run.path / "metrics.json").read_text())["valid"]["without_leaks"]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_a_split_by_copies_is_known_again_by_its_images(tmp_path: Path, say):
     source = write_images(tmp_path / "pictures", each=8)
     settings = {"data.split.groups": "near-duplicates"}
@@ -150,7 +143,7 @@ def half_leaked(tmp_path: Path) -> Path:
     return source
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leaked: Path, tmp_path: Path):
     run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
     assert "excluded  12 such validation images from model selection, calibration and thresholds" in run.trust
@@ -164,7 +157,7 @@ def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leak
         assert row.valid_accuracy * 24 == pytest.approx(round(row.valid_accuracy * 24), abs=1e-4)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_the_model_file_and_its_card_have_the_figures_of_images_without_copies(half_leaked: Path, tmp_path: Path):
     run = linnaeus.train(half_leaked, str(write_recipe(tmp_path / "r.toml")), out=tmp_path / "run", console=QUIET)
     clean = json.loads((run.path / "metrics.json").read_text())["valid"]["without_leaks"]
@@ -201,7 +194,7 @@ def test_trials_of_a_sweep_are_compared_on_images_without_copies(
     assert said.count("trials are compared on 24 of 36 validation images: the others were seen in training") == 1
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_too_few_images_without_copies_are_named(half_leaked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for image in half_leaked.glob("valid/*/? [2-7].png"):
         image.unlink()
@@ -211,7 +204,7 @@ def test_too_few_images_without_copies_are_named(half_leaked: Path, tmp_path: Pa
     assert json.loads((run.path / "metrics.json").read_text())["calibration"]["abstention"]["n"] == 18
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path):
     table = write_label_sets(tmp_path / "images", 90)
     head, *rows = table.read_text().splitlines()
@@ -228,7 +221,7 @@ def test_thresholds_of_labels_are_fitted_on_images_without_copies(tmp_path: Path
     assert run.best.figures.n == 30
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_identical_arrays_in_two_splits_are_leaks(tmp_path: Path, say):
     source = write_idx(tmp_path / "idx", train=90, test=30)
     for kind, size in (("images-idx3", 28 * 28), ("labels-idx1", 1)):

@@ -71,6 +71,7 @@ def computed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
 def test_added_images_alone_go_through_the_network(say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path, phase)
@@ -90,6 +91,7 @@ def test_added_images_alone_go_through_the_network(say, tmp_path: Path, phase: d
     assert [len(re.findall(f"^{word} ", said.out, re.M)) for word in ("run", "report", "next")] == [1, 1, 1]
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_features_taken_over_are_those_of_training_on_the_changed_images(say, tmp_path: Path):
     run = make_run(tmp_path)
     assert say("classes", run, "--drop", "2", "--out", tmp_path / "new").status == 0
@@ -103,6 +105,7 @@ def test_features_taken_over_are_those_of_training_on_the_changed_images(say, tm
         assert np.allclose(value.numpy(), new.network.state_dict()[name].numpy(), atol=1e-4), name
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_renamed_and_merged_classes(say, tmp_path: Path):
     run = make_run(tmp_path)
     said = say("classes", run, "--rename", "0=zero", "--merge", "1,2=other", "--out", tmp_path / "new")
@@ -116,6 +119,7 @@ def test_renamed_and_merged_classes(say, tmp_path: Path):
     assert load(tmp_path / "new-classes-1").classes == ("null", "other")
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_several_folders_in_one_command_each_with_its_class(say, tmp_path: Path, finished: Path):
     star, moon = write_class(tmp_path / "star", 3), write_class(tmp_path / "more", 2, 6)
     added = ("--add", star, "--name", "sun", "--add", moon, "--name", "1")
@@ -132,6 +136,7 @@ def test_several_folders_in_one_command_each_with_its_class(say, tmp_path: Path,
     assert f"images added: {moon} as 1" in said.out
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.long
 @pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
 def test_a_second_change_takes_over_what_the_first_one_took_over(
@@ -238,6 +243,7 @@ def test_a_network_that_was_trained_is_refused(say, tmp_path: Path):
     assert "by gradient descent" in said.err
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_copies_of_images_of_the_run_are_not_added(say, tmp_path: Path):
     """They would be in training and in validation; a class that is dropped at the same time is not of the run."""
     run, new = make_run(tmp_path), write_class(tmp_path / "new", 3)

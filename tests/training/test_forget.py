@@ -50,6 +50,7 @@ def assert_identical(run: Path, other: Path) -> None:
     assert probabilities[0] == probabilities[1]
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("phase", [HEAD, VIEWS], ids=["center", "views"])
 def test_a_run_is_bit_for_bit_one_that_has_never_seen_the_images(
     say, tmp_path: Path, phase: dict, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +92,7 @@ def test_the_model_states_how_many_and_a_hash_but_no_names(say, tmp_path: Path, 
     assert read_header(tmp_path / "c" / "model.safetensors").data["forgotten"] == both
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_no_store_holds_a_row_of_them(say, tmp_path: Path):
     from linnaeus.stores.decoding import signature_of_file
 
@@ -113,6 +115,7 @@ def test_no_store_holds_a_row_of_them(say, tmp_path: Path):
     assert "3 rows of pixels" in said.out
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_images_that_are_deleted_already(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path)
     gone = [row["path"] for row in rows(run) if row["label"] == "0"][:2]
@@ -129,6 +132,7 @@ def test_images_that_are_deleted_already(say, tmp_path: Path, monkeypatch: pytes
     assert_identical(tmp_path / "new", train_without(run, set(gone), tmp_path, monkeypatch))
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize("removed", [1, 2, 4])
 def test_a_command_that_is_killed_while_it_empties_the_cache_is_completed_by_the_next(
     say, tmp_path: Path, removed: int, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +177,7 @@ def test_what_the_cache_still_holds_is_an_error(say, tmp_path: Path, monkeypatch
     assert say("forget", run, "--class", "2", "--out", tmp_path / "new").err.startswith("error: ")
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_copies_with_the_same_content_are_forgotten_too(say, tmp_path: Path):
     make_run(tmp_path)
     shutil.copy(tmp_path / "images" / "0" / "0 3.png", tmp_path / "images" / "0" / "copy.png")
@@ -186,6 +191,7 @@ def test_copies_with_the_same_content_are_forgotten_too(say, tmp_path: Path):
     assert left.isdisjoint({"copy.png", "0 3.png"})
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_groups_and_images_with_several_labels(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_run(tmp_path)
     table = write_label_sets(tmp_path / "sets", 60, 3, patients=20)
@@ -245,6 +251,7 @@ def test_a_network_that_was_trained_on_the_images_is_refused(say, tmp_path: Path
     assert not list(tmp_path.glob("*forget*"))
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_the_list_may_come_from_a_pipe(say, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch):
     run = finished
     monkeypatch.setattr("sys.stdin", io.StringIO(f"\n{(run / rows(run)[0]['path']).resolve()}\r\n"))
@@ -252,6 +259,7 @@ def test_the_list_may_come_from_a_pipe(say, tmp_path: Path, finished: Path, monk
     assert len(rows(tmp_path / "new")) == len(rows(run)) - 1
 
 
+@pytest.mark.usefixtures("undrawn_runs")
 def test_altered_copies_that_stay_are_reported(say, tmp_path: Path):
     run = make_run(tmp_path, images=with_a_smaller_copy)
     for names, warned in (("images/0/3.jpg", True), ("images/0/4.jpg", False)):

@@ -42,13 +42,6 @@ def idx(tmp_path: Path) -> Path:
     return write_idx(tmp_path / "idx")
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without plots and report, which take most of a second."""
-    monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
-    monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
-
-
 def train(source: Path, recipe: Path | None, out: Path, **more: Any) -> Run:
     return linnaeus.train(source, str(recipe) if recipe else None, out=out, console=QUIET, device="cpu", **more)
 
@@ -134,7 +127,7 @@ def check_predictions_add_up(run: Run, model: linnaeus.Classifier, metrics: dict
         assert loss == pytest.approx(metrics[split]["loss"], abs=1e-5)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_a_run_is_repeated_to_the_bit_by_its_recipe(idx: Path, tmp_path: Path):
     """Its recipe.toml repeats it, with augmentation and mixup; another seed gives another result."""
     augment = {"rotate": 20, "hflip": 0.5, "erase": 0.3}
@@ -175,7 +168,7 @@ def collected(monkeypatch: pytest.MonkeyPatch, valid: list[tuple[float, float, f
     return states
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 @pytest.mark.parametrize(("by", "expected"), [("accuracy", 3), ("balanced_accuracy", 2), ("loss", 4)])
 def test_the_file_holds_the_best_model_not_the_last(
     by: str, expected: int, idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,7 +195,7 @@ def test_ties():
     assert not best.beaten_by(figures(0.4, 0.1))
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_each_phase_starts_from_the_best_so_far(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The second phase trains only the head, so the blocks are those of the best epoch of the first phase."""
     figures = [(0.5, 0.5, 0.9), (0.9, 0.9, 0.5), (0.5, 0.5, 0.9), (1.0, 1.0, 0.1), (0.0, 0.0, 9.0)]
@@ -218,7 +211,7 @@ def test_each_phase_starts_from_the_best_so_far(idx: Path, tmp_path: Path, monke
     assert same(weights(run.path), states[3])
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_auxiliary_heads_are_not_in_the_model_file(tmp_path: Path):
     idx = write_idx(tmp_path / "small", train=20, test=6)
     more = {"model": {"name": "inception_v1", "arguments": {"aux": True}}}
@@ -241,7 +234,7 @@ def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunFolder, "add", stop)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_an_interrupted_run_keeps_the_best_so_far(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     states = collected(monkeypatch, [(0.9, 0.9, 0.5), (0.5, 0.5, 0.9), (1.0, 1.0, 0.1)])
     stopping(3, monkeypatch)
@@ -296,7 +289,7 @@ def test_ctrl_c_ends_the_command_cleanly(times: int, tmp_path: Path):
         assert json.loads((tmp_path / "run" / "metrics.json").read_text())["interrupted"] is True
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_a_diverging_loss_keeps_the_best_model(idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"optimizer": "sgd", "lr": 1e30})
     with pytest.raises(JobError, match=r"learning rate 1e\+30.*the best model so far \(phase 1, epoch 1\) is in .*run"):
@@ -317,7 +310,7 @@ def with_bad_images(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_unreadable_images_are_left_out_listed_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = with_bad_images(tmp_path / "pictures")
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))
@@ -344,7 +337,7 @@ def test_a_class_without_a_readable_image_is_named(tmp_path: Path):
         train(source, write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.4})), tmp_path / "run")
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_selecting_on_the_test_images_is_reported(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = train(idx, write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(valid="test")), tmp_path / "run")
     assert set(run.figures) == {"valid"}
@@ -354,7 +347,7 @@ def test_selecting_on_the_test_images_is_reported(idx: Path, tmp_path: Path, cap
     assert "selected on the test images" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_normalization_by_the_data(idx: Path, tmp_path: Path):
     """The model file holds mean and standard deviation of the training pixels only."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(normalise="data"))
@@ -371,7 +364,7 @@ def build(classes: int, channels: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784 * channels, 16), nn.ReLU(), nn.Linear(16, classes))
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_a_custom_network(idx: Path, tmp_path: Path):
     """As a module and as file.py:function; predicting with it needs its code."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 3, "lr": 1e-3})
@@ -404,7 +397,7 @@ def test_a_custom_network(idx: Path, tmp_path: Path):
     assert json.loads(answers.read_text())["error"] is None
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_wrong_input_is_found_before_anything_is_written(idx: Path, tmp_path: Path):
     recipe = write_recipe(tmp_path / "r.toml")
     (tmp_path / "there").mkdir()
@@ -427,7 +420,7 @@ def test_wrong_input_is_found_before_anything_is_written(idx: Path, tmp_path: Pa
         assert not (tmp_path / "new").exists(), change
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn_runs")
 def test_training_images_may_be_larger_than_those_of_validation(tmp_path: Path):
     source = write_images(tmp_path / "pictures", each=10)
     data = settings(train_resize=36, split={"valid": 0.2})
@@ -438,7 +431,7 @@ def test_training_images_may_be_larger_than_those_of_validation(tmp_path: Path):
     assert len(list(expand([str(source)]))) == 30
 
 
-def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, idx: Path, undrawn: None):
+def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, idx: Path, undrawn_runs: None):
     """Training in bfloat16, whose loss differs from that of float32 in the third digit."""
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, precision="bf16-mixed", **settings())
     run = train(idx, recipe, tmp_path / "run")
@@ -455,7 +448,7 @@ def test_final_figures_are_those_of_evaluate_in_any_precision(tmp_path: Path, id
 
 
 def test_the_duration_of_a_phase_is_estimated_after_the_warm_up(
-    tmp_path: Path, idx: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, idx: Path, undrawn_runs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """The first steps search for kernels: an estimate that counts them was 14 minutes for a run of 59 s. After the
     first epoch the model is written."""
