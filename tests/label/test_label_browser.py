@@ -20,6 +20,7 @@ import pytest
 from labelling import new_server, photos
 from tiny import write_images, write_tiny_model
 from watching import Watcher
+from wcag import contrast
 
 import linnaeus
 from linnaeus.console import Console
@@ -633,21 +634,6 @@ def test_no_word_of_a_class_name_is_cut(tmp_path: Path, start: Start, open_page:
     assert page.evaluate(WORDS_ON_SEVERAL_LINES, ".class .name") == []
     assert page.evaluate(WORDS_ON_SEVERAL_LINES, "#rows button:not(.full)") == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def contrast(page: Any, selector: str, on: str) -> float:
-    """Contrast ratio between the text of the first such element and the background of another (WCAG 2.2)."""
-    colors = page.evaluate(
-        "([s, on]) => [getComputedStyle(document.querySelector(s)).color, "
-        "getComputedStyle(document.querySelector(on)).backgroundColor]",
-        [selector, on],
-    )
-    luminances = []
-    for color in colors:
-        channels = [float(v) / 255 for v in re.findall(r"[\d.]+", color)[:3]]
-        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-        luminances.append(0.2126 * r + 0.7152 * g + 0.0722 * b)
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
 
 def test_the_page_speaks_both_languages_and_names_are_never_html(tmp_path: Path, start: Start, open_page: Open) -> None:

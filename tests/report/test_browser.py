@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fabricate import fabricate, write_source
 from watching import Watcher
+from wcag import contrast
 from wording import broken_words
 
 from linnaeus.report.page import write_report
@@ -54,20 +55,6 @@ def column(page: Any, number: int) -> list[str]:
     return page.eval_on_selector_all(
         f"table.sortable tbody tr > :nth-child({number})", "all => all.map(e => e.dataset.v)"
     )
-
-
-def contrast(page: Any, selector: str, what: str = "color") -> float:
-    """Contrast ratio (WCAG 2.2) of the text of the first such element and the background of the page."""
-    colors = page.evaluate(
-        "([s, w]) => [getComputedStyle(document.querySelector(s))[w], getComputedStyle(document.body).backgroundColor]",
-        [selector, what],
-    )
-    lights = []
-    for color in colors:
-        channels = [float(v) / 255 for v in color[color.index("(") + 1 : -1].split(",")[:3]]
-        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-        lights.append(0.2126 * r + 0.7152 * g + 0.0722 * b)
-    return (max(lights) + 0.05) / (min(lights) + 0.05)
 
 
 WORST_TEXT = """(selector) => {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from served import ThreadServer, png
 from watching import Watcher
+from wcag import contrast
 from wording import broken_words
 
 from linnaeus.explain.saliency import Explanation
@@ -294,21 +295,6 @@ def test_text_is_readable_in_light_and_dark(open_page: Open, scheme: str):
     ):
         assert contrast(page, selector) >= MIN_CONTRAST, selector
     assert contrast(page, "button.primary", "button.primary") >= MIN_CONTRAST
-
-
-def contrast(page: Any, selector: str, on: str = "body") -> float:
-    """Contrast ratio between the text of the first such element and the background of another (WCAG 2.2)."""
-    colors = page.evaluate(
-        "([s, on]) => [getComputedStyle(document.querySelector(s)).color, "
-        "getComputedStyle(document.querySelector(on)).backgroundColor]",
-        [selector, on],
-    )
-    luminances = []
-    for color in colors:
-        channels = [float(v) / 255 for v in color[color.index("(") + 1 : -1].split(",")[:3]]
-        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-        luminances.append(0.2126 * r + 0.7152 * g + 0.0722 * b)
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
 
 def test_a_phone_scrolls_vertically_only_and_offers_its_camera(open_page: Open):
