@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from linnaeus.label.backbone import colors
-from linnaeus.label.estimate import ENOUGH, Audit
+from linnaeus.label.estimate import ENOUGH, Audit, estimate
 from linnaeus.label.features import Features
 from linnaeus.label.journal import ACCEPTED, Label
 from linnaeus.label.learner import Learned, Learner
@@ -144,3 +144,16 @@ def test_intervals_cover_the_accuracy_under_margin_sampling():
         accuracy = (correct == np.array(list("abc"))[spare_truth]).mean()
         inside.append(learned.estimate.low <= accuracy <= learned.estimate.high)
     assert np.mean(inside) >= 0.9
+
+
+def test_an_accuracy_that_the_most_frequent_class_has_too_is_marked():
+    labels, alone = np.repeat([0, 1], [36, 4]), np.arange(40)
+    stated = []
+    for right in (36, 40):
+        found = estimate(alone < right, alone, labels)
+        assert found is not None
+        stated.append((found.to_dict()["most_frequent"], found.to_dict()["no_better"]))
+    assert stated == [(36, True), (36, False)]
+    one_class = estimate(alone < 40, alone, np.zeros(40, np.int64))
+    assert one_class is not None
+    assert one_class.to_dict()["no_better"] is False, "no other answer could be better"

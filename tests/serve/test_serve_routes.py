@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 from served import OCTETS, Client, client, error, files, png
+from tiny import write_tiny_model
 
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.runners import OnnxRunner
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.modelfile.agreement import Agreement
 from linnaeus.serve.limits import Limits
+from linnaeus.serve.model_info import describe_classifier
 from linnaeus.serve.service import Service
 
 NOT_AN_IMAGE = "not an image, or in an unsupported format"
@@ -203,3 +205,10 @@ class NoNetwork:
 
     def scores(self, images: Any) -> Any:
         return self._run.scores(images)
+
+
+def test_an_accuracy_that_the_most_frequent_class_has_too_is_marked(tmp_path: Path):
+    model = load(write_tiny_model(tmp_path / "m.safetensors"), device="cpu")
+    known = {"n": 100, "correct": 92, "accuracy": 0.92, "accuracy_ci95": [0.85, 0.96]}
+    model.about.metrics = {"valid": known | {"most_frequent": 90}, "test": known | {"most_frequent": 50}}
+    assert describe_classifier(model, "m")["no_better"] == ["valid"]

@@ -83,6 +83,7 @@ def test_train_prints_the_intervals_that_evaluate_has():
     stated = [f"{percent(low)} to {percent(high)}" for low, high in intervals]
     line = "interval  valid, 95 %: mAP {}, macro F1 {}, all labels right {}"
     assert evaluation.lines()[0] == line.format(*stated)
+    assert evaluation.lines()[-1].startswith("unknown   not recognized with several labels per image")
 
 
 def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path):

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tiny import write_idx, write_recipe
+from tiny import write_idx, write_images, write_recipe
 
 import linnaeus
 from linnaeus.export.model_card import model_card
 from linnaeus.metrics.intervals import wilson
 from linnaeus.models import linear_probe
 from linnaeus.report.page import write_report
+from linnaeus.training.finish.evaluation import limits_of
 from linnaeus.training.solve import _interval, _quality
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
@@ -73,3 +74,25 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(t
     weights = str(trained.path / "model.safetensors")
     warm = linnaeus.train(source, str(recipe), out=tmp_path / "warm", device="cpu", draw=False, weights=weights)
     assert "held_out" not in json.loads((warm.path / "metrics.json").read_text())["valid"]
+
+
+def test_what_the_figures_cannot_tell_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """100 % of one validation image, while two of three classes were never measured."""
+    write_images(tmp_path / "pics", each=2)
+    for path in sorted((tmp_path / "pics").glob("*/*"))[:8]:
+        (tmp_path / "pics" / "0" / f"more-{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
+    run = linnaeus.train(tmp_path / "pics", str(recipe), out=tmp_path / "run", device="cpu", draw=False)
+    said = capsys.readouterr().out
+    n = run.valid.n
+    few = f"limits    {n} validation image{'s' if n > 1 else ''}: too few for any of the figures below to mean much"
+    assert said.index(few) < said.index("limits    no validation image of ") < said.index("\nvalid  ")
+    assert said.count("limits    ") == 2, "each once"
+    assert sum(line.startswith("limits    ") for line in run.trust) == 2
+
+
+def test_enough_images_of_every_class_have_no_limits():
+    assert limits_of("test", np.array([5, 5]), ("a", "b")) == []
+    assert limits_of("test", np.array([0, 12]), ("a", "b")) == [
+        "no test image of 'a': the figures below say nothing of this class"
+    ]

@@ -42,13 +42,18 @@ class Estimate:
     low: float
     """Bounds of the 95 % interval (Clopper-Pearson), widened where near duplicates are among the images."""
     high: float
+    most_frequent: int
+    """Images of the most frequent class among them: always answering it has this many right."""
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.n
 
     def to_dict(self) -> dict[str, Any]:
-        return {"n": self.n, "correct": self.correct, "accuracy": self.accuracy, "ci95": [self.low, self.high]}
+        return {"n": self.n, "correct": self.correct, "accuracy": self.accuracy, "ci95": [self.low, self.high]} | {
+            "most_frequent": self.most_frequent,
+            "no_better": self.low <= self.most_frequent / self.n < 1,
+        }
 
 
 def random_numbers(paths: Sequence[str]) -> np.ndarray:
@@ -111,9 +116,10 @@ class Audit:
         return images
 
 
-def estimate(hits: np.ndarray, groups: np.ndarray) -> Estimate | None:
-    """The accuracy over hits (n,) bool of images in `groups` (n,) int64; None for fewer than ENOUGH."""
+def estimate(hits: np.ndarray, groups: np.ndarray, labels: np.ndarray) -> Estimate | None:
+    """The accuracy over hits (n,) bool of images with `groups` and `labels`, (n,) int64; None for fewer than ENOUGH."""
     if len(hits) < ENOUGH:
         return None
     low, high = exact_interval(hits, groups)
-    return Estimate(len(hits), int(hits.sum()), low, high)
+    most_frequent = int(np.unique(labels, return_counts=True)[1].max())
+    return Estimate(len(hits), int(hits.sum()), low, high, most_frequent)

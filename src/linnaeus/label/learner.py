@@ -187,7 +187,7 @@ class Learner:
             known,
             answers=answers,
             held_out=held_out,
-            estimate=estimate(hits, known.groups[drawn]),
+            estimate=estimate(hits, known.groups[drawn], true),
             figures=figures,
             seconds=time.perf_counter() - started,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.data.images.formats import formats
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.label_calibration import NEVER
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
         "rule": None if calibration is None else str(calibration.rule),
         "answers": "all" if calibration is None else calibration.rule.answers,
         "metrics": about.metrics,
+        # Splits whose accuracy is not significantly better than always answering the most frequent class.
+        "no_better": [split for split, figures in about.metrics.items() if no_better_than_one_class(figures)],
         "data": {key: about.data[key] for key in ("kind", "counts", "fingerprint") if key in about.data},
         "recipe": {key: about.recipe[key] for key in ("name",) if key in about.recipe},
         "versions": about.versions,

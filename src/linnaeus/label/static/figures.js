@@ -54,7 +54,8 @@ function drawAccuracy({ accuracy, sample, labelled, reviews }) {
   const { n, correct, ci95: [low, high] } = accuracy;
   $("accuracy-value").textContent = percent(accuracy.accuracy, n);
   $("accuracy-interval").textContent = t("interval", { low: percent(low, n), high: percent(high, n) });
-  $("accuracy-n").textContent = t(reviews ? "accuracy_n_model" : "accuracy_n", { correct, n });
+  $("accuracy-n").textContent = t(reviews ? "accuracy_n_model" : "accuracy_n", { correct, n })
+    + (accuracy.no_better ? ` ${t("no_better", { share: percent(accuracy.most_frequent / n, n) })}` : "");
   $("compact").textContent = t("compact", { p: percent(accuracy.accuracy, n), low: percent(low, n), high: percent(high, n) });
   if (Math.floor(labelled / ANNOUNCE_EVERY) !== Math.floor(announced / ANNOUNCE_EVERY) && announced) {
     announce(t("announce_accuracy", { n: labelled, p: percent(accuracy.accuracy, n), low: percent(low, n), high: percent(high, n) }));

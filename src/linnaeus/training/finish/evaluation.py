@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import counted
+from linnaeus.data.class_names import listed
 from linnaeus.data.table import Table
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration, calibration_failure
@@ -47,6 +48,8 @@ from linnaeus.text import percent
 from linnaeus.training.finish.rounding import decided_by_rounding
 from linnaeus.training.finish.unknown import Recognition
 
+FEWEST_MEASURING = 10
+"""With fewer images, the 95 % interval of an accuracy spans about 30 percentage points or more."""
 Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
 """By split."""
 
@@ -135,6 +138,19 @@ def summary_split(assessments: Assessments) -> tuple[str, str]:
     return ("test", "test") if "test" in assessments else ("valid", "validation, cross-fitted")
 
 
+def limits_of(split: str, support: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What figures on these images cannot tell, by the images of each class, (classes,)."""
+    word, n = {"valid": "validation"}.get(split, split), int(support.sum())
+    lines = []
+    if n < FEWEST_MEASURING:
+        lines.append(f"{counted(n, f'{word} image')}: too few for any of the figures below to mean much; add images")
+    absent = [names[c] for c in np.flatnonzero(support == 0).tolist() if names]
+    if absent:
+        these = "these classes" if len(absent) > 1 else "this class"
+        lines.append(f"no {word} image of {listed(absent)}: the figures below say nothing of {these}")
+    return lines
+
+
 class FinalEvaluation:
     """A calibration fitted on validation, and the metrics of every split with it."""
 
@@ -173,6 +189,8 @@ class FinalEvaluation:
         splits with such images."""
         self.held_out: dict[str, Any] | None = None
         """The accuracy on held-out training images, where it is more certain than that on validation."""
+        self.names: tuple[str, ...] = ()
+        """The display names of the classes, where they are known."""
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""
@@ -224,6 +242,7 @@ class FinalEvaluation:
         quality = self.assessments[split].calibration
         failure = calibration_failure(quality.temperature)
         return [
+            *self._limits,
             *leak_lines(self.without_leaks, self.unseen),
             *([] if self.held_out is None else [f"held out  {held_out_text(self.held_out)}"]),
             f"certainty {certainty(self.assessments[split], place)}",
@@ -236,4 +255,11 @@ class FinalEvaluation:
     def warnings(self) -> list[str]:
         """Those of `lines` that a user has to read before any figure."""
         notice = self.calibration.rule.notice
-        return [f"unsure    {notice}"] if notice else []
+        return [*self._limits, *([f"unsure    {notice}"] if notice else [])]
+
+    @property
+    def _limits(self) -> list[str]:
+        """What the figures cannot tell."""
+        split = summary_split(self.assessments)[0]
+        support = np.array([row.support for row in self.assessments[split].metrics.classes])
+        return [f"limits    {line}" for line in limits_of(split, support, self.names)]

@@ -109,6 +109,7 @@ class LabelEvaluation:
             f"certainty calibration error {after}, {before} before calibration of each label ({place})",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
+            "unknown   not recognized with several labels per image: an image of something else gets labels, or none",
         ]
 
     @property

@@ -42,6 +42,7 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
         return recognition(features, references, thumbnails, calibrated, temperature, header.classes, unseen)
 
     evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
+    evaluation.names = prepared.table.names
     # Only where nothing below the head has been trained on these images, here or before.
     if prepared.recipe.phase[0].head == "auto" and len(prepared.recipe.phase) == 1:
         trials = prepared.engine.broadcast(lambda: read_penalties(prepared.folder.path).get(1, []))
