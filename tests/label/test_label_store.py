@@ -175,6 +175,23 @@ def test_answers_count_while_somebody_has_half_edited_the_csv(tmp_path: Path):
     assert not store.problem
 
 
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_journal_that_is_removed_in_use_is_read_again_before_it_goes_on(tmp_path: Path, left: bytes | None):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    store.answer([Answer("b.jpg", "tulip")])
+    store.journal.path.unlink()
+    if left is not None:
+        store.journal.path.write_bytes(left)
+    with pytest.raises(DiskError, match=r"journal: was removed or cut while it was in use; stop and start"):
+        store.answer([Answer("c.jpg", "rose")])
+    with pytest.raises(DiskError, match="was removed or cut"):
+        store.undo(0)
+    again = store_of(tmp_path)
+    assert again.answer([Answer("c.jpg", "rose")]) == 1
+    assert current(again) == shown(again) == {"a.jpg": "rose", "b.jpg": "tulip", "c.jpg": "rose"}
+
+
 def test_a_torn_or_damaged_line_of_the_journal_costs_itself_alone(tmp_path: Path):
     journal = Journal.open(tmp_path / "journal")
     journal.append([Answer("a.jpg", "rose")])

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, UserError
 from linnaeus.files import disk_errors, locked, sync
 
 UNKNOWN = ""
@@ -145,7 +145,10 @@ class Journal:
             return True
 
     def append(self, answers: Sequence[Answer], classes: Sequence[str] = (), undoes: int | None = None) -> int:
-        """Write an action to the disk. Returns the number of its record. Raises UserError if the disk is full."""
+        """Write an action to the disk. Returns the number of its record.
+
+        Raises DiskError if the disk is full, or somebody has removed what was written before.
+        """
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         record = Record(time, tuple(answers), tuple(name for name in classes if name not in self.classes), undoes)
         with self.exclusively(), disk_errors(self.path):
@@ -153,6 +156,9 @@ class Journal:
             # The checksum finds lines that a crash has torn or a disk has damaged.
             line = b"%08x %b\n" % (zlib.crc32(body), body)
             new = not self.path.exists()
+            if (0 if new else self.path.stat().st_size) < self._offset:
+                # A new file would begin at record 0 again, and undoing would take back other answers.
+                raise DiskError(f"{self.path}: was removed or cut while it was in use; stop and start labelling again")
             # O_APPEND: two processes never overwrite each other's lines.
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
