@@ -157,7 +157,7 @@ class Journal:
             line = b"%08x %b\n" % (zlib.crc32(body), body)
             new = not self.path.exists()
             if (0 if new else self.path.stat().st_size) < self._offset:
-                # A new file would begin at record 0 again, and undoing would take back other answers.
+                # In a new file, the answer would be shown nowhere, and have the number of an earlier one.
                 raise DiskError(f"{self.path}: was removed or cut while it was in use; stop and start labelling again")
             # O_APPEND: two processes never overwrite each other's lines.
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
