@@ -176,3 +176,11 @@ def test_columns_with_wide_characters_are_aligned():
     assert shorten("玫瑰" * 20, NAME).endswith("…")
     assert width(shorten("玫瑰" * 20, NAME)) <= NAME
     assert shorten("rose", NAME) == "rose"
+
+
+def test_a_calibration_error_that_counts_copies_says_so():
+    judged = FinalEvaluation({"valid": outputs(300, 8)}, 1)
+    stated = "(validation, cross-fitted; images that were seen before are counted)"
+    assert not any(stated in line for line in judged.lines())
+    judged.without_leaks = {"valid": None}
+    assert [stated in line for line in judged.lines() if line.startswith("certainty")] == [True]

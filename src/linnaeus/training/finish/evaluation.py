@@ -239,6 +239,8 @@ class FinalEvaluation:
         """A short summary for the terminal."""
         # The split with the most reliable figures: test where there is one.
         split, place = summary_split(self.assessments)
+        if split in self.without_leaks:
+            place += "; images that were seen before are counted"
         quality = self.assessments[split].calibration
         failure = calibration_failure(quality.temperature)
         return [
