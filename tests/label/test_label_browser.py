@@ -666,6 +666,7 @@ def test_finish_says_what_is_missing_and_help_shows_the_keys(tmp_path: Path, sta
     page.keyboard.press("1")
     page.wait_for_timeout(200)
     assert path_of(page) == path, "single keys are switched off"
+    assert page.locator("#too-few-text").inner_text() == EN["too_small"].format(enough=20), "12 images"
     page.locator("#open-finish").click()
     assert EN["finish_few"].format(n=1, of=12) in page.locator("#finish-text").inner_text()
     page.locator("#train").click()

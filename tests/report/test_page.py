@@ -60,6 +60,7 @@ def test_the_figures_of_the_run_are_on_its_page(run: Path):
     low, high = test["accuracy_ci95"]
     assert f'<p class="big">{100 * test["accuracy"]:.1f}\u202f%</p>' in page
     assert f"95 % interval {100 * low:.1f}\u202f% to {100 * high:.1f}\u202f%" in page
+    assert "short side scaled to 36, center 32 x 32 cut out, color" in page
     assert f"{test['correct']} correct, {test['n'] - test['correct']} wrong" in page
     assert f"{test['loss']:.3f}" in page
     assert f"{metrics['valid']['brier']:.3f}" in page

@@ -65,6 +65,7 @@ def describe(server: LabelServer) -> dict[str, Any]:
             # Of the answers, whether or not the network has read these images.
             "n": len(session.learner.audit.sample(labels, session.passed_over)[0]),
             "enough": ENOUGH,
+            "possible": len(session.learner.audit.reserved) >= ENOUGH,
             "every": AUDIT_EVERY,
             "first": AUDIT_FIRST,
         },

@@ -202,7 +202,7 @@ def facts(run: RunContents) -> list[tuple[str, str]]:
         ("Recipe", model.recipe.get("name")),
         ("Network", model.arch["name"]),
         ("Weights", (model.recipe.get("model") or {}).get("weights")),
-        ("Preprocessing", f"{p.fit} to {p.resize}, center {p.size}, {'gray' if p.channels == 1 else 'color'}"),
+        ("Preprocessing", f"{p.brief()}, {'gray' if p.channels == 1 else 'color'}"),
         (selection.title, str(selection) if run.metrics.get("best") else None),
         ("Hardware", _hardware(run)),
         ("Finished", f"{run.finished:%Y-%m-%d %H:%M}, after {after}"),

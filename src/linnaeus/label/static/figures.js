@@ -46,7 +46,8 @@ function drawAccuracy({ accuracy, sample, labelled, reviews }) {
   $("too-few").hidden = Boolean(accuracy);
   $("compact").textContent = "";
   if (!accuracy) {
-    $("too-few-text").textContent = sample.n < sample.enough ? t("too_few", { n: sample.n, enough: sample.enough }) : t("computing");
+    const few = sample.possible ? "too_few" : "too_small";
+    $("too-few-text").textContent = sample.n < sample.enough ? t(few, { n: sample.n, enough: sample.enough }) : t("computing");
     $("too-few-bar").max = sample.enough;
     $("too-few-bar").value = Math.min(sample.n, sample.enough);
     return;
