@@ -13,6 +13,7 @@ import linnaeus
 from linnaeus.console import Console, counted, duration, echo_error, echo_text
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
+from linnaeus.text import such_as
 
 
 class Terminal(io.StringIO):
@@ -204,6 +205,7 @@ def test_no_message_leaves_the_plural_open():
     assert left == []
     assert open_plural('f"{n} image(s) left out"'), "the search finds one"
     assert [counted(n, "process") for n in (1, 2)] == ["1 process", "2 processes"]
+    assert [such_as(n, "a.jpg") for n in (1, 2)] == [": a.jpg", ", such as a.jpg"]
 
 
 def test_a_folder_without_images_says_what_to_do_before_the_endings(tmp_path: Path):

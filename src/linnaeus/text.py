@@ -212,6 +212,11 @@ def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     return f"<table><caption>{html.escape(title)}</caption><tbody>{body}</tbody></table>"
 
 
+def such_as(n: int, example: object) -> str:
+    """What follows a count of n: `, such as EXAMPLE`, or `: EXAMPLE` if it is the only one."""
+    return f": {example}" if n == 1 else f", such as {example}"
+
+
 def selection_title(shown: int, total: int, noun: str, mistakes_shown: int, mistakes: int) -> str:
     """The title of a grid that shows some of several images: `64 of 100 images shown, the 7 mistakes first`."""
     title = f"{total:,} {noun}" if shown == total else f"{shown:,} of {total:,} {noun} shown"

@@ -78,10 +78,10 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("files", "note"),
     [
-        ("a/1.jpg, b/1.jpg, loose.jpg", "1 image outside of the class folders is not used, such as loose.jpg"),
+        ("a/1.jpg, b/1.jpg, loose.jpg", "1 image outside of the class folders is not used: loose.jpg"),
         (
             "train/a/1.jpg, train/b/1.jpg, train/2.jpg, val/a/3.jpg",
-            "outside of the class folders is not used, such as train/2",
+            "outside of the class folders is not used: train/2",
         ),
         (
             "train/a/1.jpg, train/b/1.jpg, valid/a/1.jpg, more/a/2.jpg",

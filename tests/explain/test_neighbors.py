@@ -174,7 +174,7 @@ def test_unreadable_images_are_left_out(classifier: Classifier, tmp_path: Path, 
     found = gallery(classifier, tmp_path / "pics", QUIET)
     assert len(found) == 8
     assert "1/1 0.png" not in names_of(found)
-    assert "1 of 9 images left out, such as 1/1 0.png: " in capsys.readouterr().err
+    assert "1 of 9 images left out: 1/1 0.png: " in capsys.readouterr().err
     for path in (tmp_path / "pics").rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 9 images can be read"):

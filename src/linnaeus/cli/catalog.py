@@ -12,6 +12,7 @@ from linnaeus.cli.options import make_console, verbosity
 from linnaeus.cli.settings import parse_settings
 from linnaeus.console import counted, echo, echo_text
 from linnaeus.errors import UserError
+from linnaeus.text import such_as
 
 
 @click.command()
@@ -173,8 +174,8 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
     with console.progress("writing") as advance:
         summary = write_shards(table, out, size=size, resize=resize, progress=advance)
     if summary.left_out:
-        example = ": ".join(summary.left_out[0])
-        console.warn(f"{counted(len(summary.left_out), 'unreadable image')} skipped, such as {example}")
+        n, example = len(summary.left_out), ": ".join(summary.left_out[0])
+        console.warn(f"{counted(n, 'unreadable image')} skipped{such_as(n, example)}")
     images, shards = counted(summary.images, "image"), counted(summary.shards, "shard")
     echo(f"{images} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {out}")
 

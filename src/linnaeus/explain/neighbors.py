@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnaeus.cache import OverBudgetError, default_cache
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
@@ -22,6 +22,7 @@ from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.models import Network
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples, decode_split
+from linnaeus.text import such_as
 
 AT_ONCE = 4096  # images whose features are read at a time
 
@@ -116,8 +117,8 @@ def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gal
     with console.progress("decoding") as advance:
         decoded = decode_split(table, indices, preprocessing.row_spec, cache, progress=advance)
     if decoded.left_out:
-        example = ": ".join(decoded.left_out[0])
-        console.warn(f"{source}: {len(decoded.left_out)} of {len(indices)} images left out, such as {example}")
+        n, example = len(decoded.left_out), ": ".join(decoded.left_out[0])
+        console.warn(f"{source}: {n} of {counted(len(indices), 'image')} left out{such_as(n, example)}")
     # A subset even where it is the whole: earlier versions stored the features under the key of one.
     samples = Samples(Subset(decoded.store, decoded.readable), table.labels[decoded.indices])
     frozen = FrozenStages(network, preprocessing, classifier.device, console, cache)

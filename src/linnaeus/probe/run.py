@@ -33,6 +33,7 @@ from linnaeus.probe.judging import Judge
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.ownership import removed_if_empty
+from linnaeus.text import such_as
 from linnaeus.training.setup.choice import TRANSFER
 from linnaeus.training.setup.request import Request
 from linnaeus.training.setup.resolve import open_split, open_table, refuse_split_settings
@@ -219,10 +220,8 @@ class _Job:
         features = extractor.extract(frozen, self.table, [s for s in SPLITS if len(self.table.where(s))])
         # The same files are unreadable for every backbone, so they are reported once.
         if features.left_out and not self.measured:
-            path, reason = features.left_out[0]
-            self.console.warn(
-                f"{counted(len(features.left_out), 'unreadable image')} left out, such as {path}: {reason}"
-            )
+            n, example = len(features.left_out), ": ".join(features.left_out[0])
+            self.console.warn(f"{counted(n, 'unreadable image')} left out{such_as(n, example)}")
         return features, extractor.cost(frozen), network.license
 
 

@@ -19,6 +19,7 @@ from linnaeus.stores.activations import content_key
 from linnaeus.stores.decoding import ImageSource
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import PixelStore, StreamedRows, readable
+from linnaeus.text import such_as
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def decode_split(
             "again, then run the command again"
         )
     if not len(kept):
-        example = f", such as {': '.join(left_out[0])}" if left_out else ""
+        example = such_as(len(left_out), ": ".join(left_out[0])) if left_out else ""
         raise NoneReadableError(
             f"{table.source}: none of the {len(indices)} {kind} can be read{example}; `linnaeus check` lists all"
         )

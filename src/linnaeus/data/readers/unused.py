@@ -13,6 +13,7 @@ from linnaeus.data import tree
 from linnaeus.data.class_names import listed
 from linnaeus.data.readers.columns import find_column
 from linnaeus.errors import UserError, visible
+from linnaeus.text import such_as
 
 TABLES = (".csv", ".tsv", ".jsonl")
 MASK = re.compile(r"(.+?)[ _-]*(masks?|seg|segmentation|gt|ground[ _-]?truth|annotations?)(_?[0-9]+)?", re.IGNORECASE)
@@ -47,7 +48,9 @@ def unused_notes(root: str, loose: Sequence[str], folders: Sequence[str], parts:
     if loose:
         first = visible(os.path.relpath(loose[0], root).replace(os.sep, "/"))
         verb = "is" if len(loose) == 1 else "are"
-        notes.append(f"{counted(len(loose), 'image')} outside of the class folders {verb} not used, such as {first}")
+        notes.append(
+            f"{counted(len(loose), 'image')} outside of the class folders {verb} not used{such_as(len(loose), first)}"
+        )
     if folders:
         names = [visible(os.path.relpath(folder, root)) for folder in folders]
         notes.append(f"folders beside the splits are not used: {listed(names)}")

@@ -35,6 +35,7 @@ from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECK, CHECKPOINT, SPLIT
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
+from linnaeus.text import such_as
 from linnaeus.training.optim import check_norms, training_stages
 from linnaeus.training.setup.identity import Identity, identify, pixel_ids, refuse
 from linnaeus.training.setup.lineage import Lineage
@@ -240,10 +241,10 @@ def _inspect(
     """Check the images and write what was found. Raises UserError for problems that --strict refuses."""
     folder.write_bad_images(unreadable)
     if unreadable and strict:
-        path, reason = unreadable[0]
+        n, example = len(unreadable), ": ".join(unreadable[0])
         raise UserError(
-            f"{table.source}: {counted(len(unreadable), 'unreadable image')}, such as {path}: {reason}; remove "
-            "them, or run without --strict, which leaves them out and lists all of them in bad_images.csv"
+            f"{table.source}: {counted(n, 'unreadable image')}{such_as(n, example)}; "
+            "remove what cannot be read, or run without --strict, which leaves it out and lists it in bad_images.csv"
         )
     inspection = inspect(table, console, statistics)
     # Written before the refusals, so that the user can look the findings up.

@@ -15,6 +15,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.stores.contents import HashedImages, with_copies
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import EarlierRows, Samples, decode_split
+from linnaeus.text import such_as
 from linnaeus.training.setup.request import EarlierRun
 
 
@@ -57,7 +58,7 @@ def load_samples(
         alike = sum(other == reason for _, other in unreadable)
         many = "" if alike == len(unreadable) else f" (so are {alike:,})" if alike > 1 else ""
         console.warn(
-            f"{counted(len(unreadable), 'unreadable image')} left out, such as {path}: {reason}{many}; "
+            f"{counted(len(unreadable), 'unreadable image')} left out{such_as(len(unreadable), path)}: {reason}{many}; "
             "bad_images.csv lists all"
         )
     _refuse_missing(table, samples["train"])
