@@ -60,10 +60,10 @@ def test_strict_rejects_leaks(leaky: Path, tmp_path: Path):
 
 
 def test_copies_stay_in_one_split(tmp_path: Path):
-    """A random split would separate twelve copies of one image among sixty."""
+    """A random split would separate twelve copies of one image among sixty, here written by another program."""
     source = write_images(tmp_path / "pictures", each=20)
     for i in range(1, 13):
-        shutil.copy(source / "1" / "1 0.png", source / "1" / f"1 {i}.png")
+        Image.open(source / "1" / "1 0.png").save(source / "1" / f"1 {i}.png", compress_level=i % 10, dpi=(i, i))
     table = open_source(source)
     for seed in range(5):
         alone = split_table(table, valid=0.3, test=0.2, seed=seed)
@@ -71,6 +71,44 @@ def test_copies_stay_in_one_split(tmp_path: Path):
         assert inspect(alone, QUIET).leaked
         assert not inspect(joined, QUIET).leaked
         assert len(set(joined.split[table.labels == 1])) > 1
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_files_of_the_same_bytes_stay_in_one_split_without_being_asked(tmp_path: Path, form: str):
+    source = write_images(tmp_path / "pictures", each=20)
+    for i in range(1, 9):
+        shutil.copy(source / "1" / "1 0.png", source / str(i % 3) / f"copy {i}.png")
+    path = shutil.make_archive(str(tmp_path / "packed"), "zip", source) if form == "zip" else source
+    table = open_source(path)
+    names = [table.sample_id(i) for i in range(len(table))]
+    same = np.array(["copy" in name or name.endswith("1/1 0.png") for name in names])
+    assert same.sum() == 9
+    for seed in range(5):
+        split = split_table(table, valid=0.3, test=0.2, seed=seed)
+        assert len(set(split.split[same])) == 1
+        assert set(split.split) == {"train", "valid", "test"}
+        assert not inspect(split, QUIET).leaked
+
+
+def test_files_of_one_size_are_copies_only_with_the_same_bytes(tmp_path: Path):
+    """Bitmaps have one size; these differ in one pixel at the top, far from the middle that is compared first."""
+    for label in range(2):
+        (tmp_path / str(label)).mkdir()
+        for i in range(20):
+            image = Image.new("L", (80, 80))
+            image.putpixel((i, 0), 200 + label)
+            image.save(tmp_path / str(label) / f"{i}.bmp")
+    table = open_source(tmp_path)
+    assert split_table(table, valid=0.3, test=0.2, seed=0).counts()["valid"].tolist() == [6, 6]
+
+
+def test_a_source_of_copies_says_why_nothing_can_be_held_out(tmp_path: Path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.new("L", (28, 28), ord(label)).save(tmp_path / label / f"{i}.png")
+    with pytest.raises(UserError, match=r"for valid .*\(20 of 20 have exact copies"):
+        split_table(open_source(tmp_path), valid=0.3, test=0, seed=0)
 
 
 def test_copies_merge_the_groups_of_a_column(tmp_path: Path):

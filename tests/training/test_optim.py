@@ -14,7 +14,6 @@ from torch import nn
 
 from linnaeus.console import Console
 from linnaeus.distributed.engine import Engine
-from linnaeus.distributed.environment import ProcessInfo
 from linnaeus.errors import UserError
 from linnaeus.models import create, wrap
 from linnaeus.recipe import Recipe
@@ -60,7 +59,7 @@ def test_a_run_says_that_several_processes_differ(processes: int, said: bool, ca
     run = phase_run(resnet, phase(train=["layer3", "head"]), stream(images, labels))
     recipe = Recipe.model_validate({**settings(), "phase": [{"epochs": 1, "lr": 0.1}]})
     engine = Engine("cpu", "32")
-    engine.info = ProcessInfo(0, processes)
+    engine.world_size = processes
     Tuning(engine, Recorder(), Console(), recipe)._announce(run, torch.zeros(6, 1, 28, 28), "")
     assert ("BatchNorm: each process" in capsys.readouterr().out) == said
 

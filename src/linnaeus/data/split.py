@@ -1,4 +1,4 @@
-"""Split the samples of a table into train, valid and test: stratified by class, with groups kept together."""
+"""Split a table into train, valid and test: stratified by class, with groups and exact copies kept together."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from linnaeus.data import tree
+from linnaeus.data.archives.archive import MemberError
 from linnaeus.data.class_names import listed
+from linnaeus.data.images.content import UNKNOWN, content_hash
 from linnaeus.data.table import SPLITS, Table, class_counts
 from linnaeus.errors import UserError, visible
 from linnaeus.files import csv_file
 from linnaeus.metrics.stratification import iterative_stratification
+
+PIECE = 4096
+"""Bytes in the middle of two files of the same size that are compared before the whole files are."""
 
 
 def split_table(
@@ -37,8 +43,9 @@ def split_table(
 
     The result depends on `seed` and on the ids of the samples, not on their order. The fractions are met exactly
     (rounded; at least one sample if the fraction is not 0). Within a class they are rounded up or down, and every class
-    keeps a training sample. Groups are never divided; with groups a greedy choice comes as close as it can. Images
-    with several labels are divided by iterative stratification, which spreads each label (metrics/stratification.py).
+    keeps a training sample. Groups and exact copies are never divided; with them a greedy choice comes as close as it
+    can. Images with several labels are divided by iterative stratification, which spreads each label
+    (metrics/stratification.py).
     """
     if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise UserError(f"valid = {valid} and test = {test}: each must be at least 0, and their sum less than 1")
@@ -71,7 +78,7 @@ def _choose(
     table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
 ) -> np.ndarray:
     """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
-    units, fixed = _units(table, pool, trained)
+    units, fixed = _units(table, pool, trained, copies=any(shares.values()))
     labels = table.labels.tolist()
     trainable = table.split == "train"
     trainable[pool] = True
@@ -115,7 +122,10 @@ def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> str:
     """Why no samples of the pool can be set aside."""
     if trained is not None and trained[pool].any():
         return f"the initial weights were trained on {int(trained[pool].sum()):,} of {len(pool):,}"
-    return "the groups are too large" if table.groups is not None else "there are too few"
+    if table.groups is not None:
+        return "the groups are too large"
+    copies = len(_copies(table, pool))
+    return f"{copies:,} of {len(pool):,} have exact copies, which stay together" if copies else "there are too few"
 
 
 def _draw(seed: int, name: str) -> bytes:
@@ -127,7 +137,7 @@ def _choose_by_label(
     table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
 ) -> np.ndarray:
     """As `_choose`, for images with several labels."""
-    units, fixed = _units(table, pool, trained)
+    units, fixed = _units(table, pool, trained, copies=any(shares.values()))
     free = [unit for unit in units if unit not in fixed]
     counts = np.array([table.labels[units[unit]].sum(0) for unit in free], np.int64).reshape(-1, len(table.classes))
     sizes = np.array([len(units[unit]) for unit in free], np.int64)
@@ -158,15 +168,19 @@ def _keep_one_in_training(part: np.ndarray, counts: np.ndarray, sizes: np.ndarra
             part[having[sizes[having].argmin()]] = 0
 
 
-def _units(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> tuple[dict[str, list[int]], dict[str, str]]:
+def _units(
+    table: Table, pool: np.ndarray, trained: np.ndarray | None, *, copies: bool
+) -> tuple[dict[str, list[int]], dict[str, str]]:
     """What must stay together: unit -> its samples in the pool; and unit -> its split, where that is decided already.
 
-    A unit is a group, or else a sample. An image that is listed twice is one unit, so that it cannot be in two splits.
+    A unit is a group, or else a sample; with `copies`, together with its exact copies. An image that is listed twice is
+    one unit, so that it cannot be in two splits.
     """
+    first = _copies(table, pool) if copies else {}
 
     def unit(i: int) -> str:
         group = table.groups[i] if table.groups is not None else ""
-        return f"group {visible(group)}" if group else table.sample_id(i)
+        return f"group {visible(group)}" if group else table.sample_id(first.get(i, i))
 
     units: dict[str, list[int]] = {}
     for index in pool.tolist():
@@ -177,6 +191,42 @@ def _units(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> tuple[
         return units, fixed  # the source's own splits are kept, even if they divide a group
     elsewhere = np.flatnonzero(table.split != "").tolist()
     return units, fixed | {unit(i): str(table.split[i]) for i in elsewhere}
+
+
+def _copies(table: Table, pool: np.ndarray) -> dict[int, int]:
+    """Each file of the pool, except those in groups, with an exact copy in it -> the one of them that is first by id.
+
+    Few files are read: only those that agree in size and in a piece from the middle are compared as a whole. Sources
+    without files of their own have been split by their authors, as a rule.
+    """
+    paths = table.paths
+    if paths is None:
+        return {}
+    alone = [i for i in pool.tolist() if table.groups is None or not table.groups[i]]
+    alike = _divided([alone], lambda i: tree.size(paths[i]))
+    alike = _divided(alike, lambda i: _middle(paths[i]))
+    alike = _divided(alike, lambda i: content_hash(paths[i]))
+    return {i: first for same in alike for first in [min(same, key=table.sample_id)] for i in same}
+
+
+def _divided(sets: Iterable[list[int]], key: Callable[[int], int | bytes]) -> list[list[int]]:
+    """The sets divided by a key that copies share; without what has no copy, or no key: 0, -1 or no bytes."""
+    divided = []
+    for members in sets:
+        by_key: dict[int | bytes, list[int]] = {}
+        for i in members:
+            by_key.setdefault(key(i), []).append(i)
+        divided += [same for value, same in by_key.items() if len(same) > 1 and value not in (UNKNOWN, -1, b"")]
+    return divided
+
+
+def _middle(path: str) -> bytes:
+    try:
+        with tree.open_binary(path) as file:
+            file.seek(tree.size(path) // 2)
+            return file.read(PIECE)
+    except (OSError, ValueError, MemberError):
+        return b""
 
 
 def _targets(counts: np.ndarray, share: float, ranks: list[bytes]) -> list[int]:
