@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.parse
 from pathlib import Path
 
 import platformdirs
@@ -38,3 +39,11 @@ def offline() -> bool:
 def mirror() -> str:
     """The address of a copy of the cache folder, without a slash at its end: `LINNAEUS_MIRROR`, or ""."""
     return os.environ.get("LINNAEUS_MIRROR", "").strip().rstrip("/")
+
+
+def mirrored(path: Path) -> list[str]:
+    """The address of a file of the cache folder on the user's mirror, if there is one."""
+    if not mirror():
+        return []
+    name = path.relative_to(cache_dir()).as_posix() if path.is_relative_to(cache_dir()) else path.name
+    return [f"{mirror()}/{urllib.parse.quote(name)}"]

@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 
 from linnaeus.data import download
+from linnaeus.data.archives.remote import fetch_range
+from linnaeus.data.catalog import KNOWN, Known, Remote
 from linnaeus.data.download import FetchError, fetch
+from linnaeus.data.readers.known_sources import pull as pull_data
 from linnaeus.data.redirects import Redirects, RefusedError
 from linnaeus.environment import cache_dir
-from linnaeus.errors import UserError
+from linnaeus.errors import DiskError, JobError, UserError
+from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.models.weights.store import pull as pull_weights
 
 BODY = bytes(range(256)) * 4000  # 1,024,000 bytes
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -34,6 +39,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
         self.left = 0  # connections still to be dropped
         self.tag = '"one"'
+        self.headers: dict[str, str] = {}  # further ones to send
 
     def handle_error(self, *_: object) -> None:
         """Some tests hang up on purpose: that is no error to print."""
@@ -48,13 +54,22 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
     def do_GET(self) -> None:
         path = self.path.lstrip("/")
         ways, wanted = self.server.ways.get(path, set()), self.headers.get("Range")
         self.server.asked.append((path, wanted))
         if "busy" in ways and self.server.left:
             self.server.left -= 1
-            return self.send_error(503)
+            return self.answer(503)
+        if "loop" in ways:
+            self.server.headers["Location"] = self.path
+            return self.answer(302)
         if path not in self.server.files:
             return self.send_error(404)
         body, start = self.server.files[path], 0
@@ -68,9 +83,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        piece = body[start:]
+        piece = body[start : start + 100_000 if "small pieces" in ways and start else None]
         self.send_header("Content-Type", "text/html" if "login page" in ways else "application/octet-stream")
         self.send_header("ETag", self.server.tag)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         if "no length" not in ways:
             self.send_header("Content-Length", str(len(piece)))
         self.end_headers()
@@ -257,13 +274,66 @@ def test_two_simultaneous_calls_download_once(server: Server, tmp_path: Path):
 
 def test_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(FetchError, match="no space left on the disk; free some"):
+    line = f"{tmp_path / 'x.bin'}: no space left on the disk; free some, or set LINNAEUS_CACHE to another folder"
+    with pytest.raises(DiskError) as error:
         fetch(server.url("x.bin"), tmp_path / "x.bin")
+    assert str(error.value) == line
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     (tmp_path / "file").touch()
-    with pytest.raises(FetchError, match="cannot be written"):
-        fetch(server.url("x.bin"), tmp_path / "file" / "x.bin")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("file", "link"):
+        with pytest.raises(DiskError, match=rf"{place}: cannot be written \(.*\); set LINNAEUS_CACHE to another"):
+            fetch(server.url("x.bin"), tmp_path / place / "x.bin")
+
+
+@pytest.mark.parametrize("pull", ["weights", "data"])
+def test_a_full_disk_is_not_called_a_failed_download(server: Server, monkeypatch: pytest.MonkeyPatch, pull: str):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setitem(PRETRAINED, "mine", PretrainedWeights("mine", "resnet18", server.url("x.bin"), SHA[:8]))
+    monkeypatch.setitem(KNOWN, "mine", Known("mine", (Remote("x.bin", len(BODY), "", (server.url("")[:-1],)),)))
+    with pytest.raises(DiskError, match=r"x\.bin: no space left on the disk; free some") as error:
+        pull_weights("mine", fetch=fetch) if pull == "weights" else pull_data("mine")
+    assert "other means" not in str(error.value)
+
+
+def test_a_file_in_pieces_smaller_than_asked_for(server: Server, tmp_path: Path):
+    """Without a checksum only the length that the server states tells that there is more."""
+    server.ways["x.bin"], server.left = {"drops", "small pieces"}, 1
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == [None, *(f"bytes={k}00000-" for k in range(3, 11))]
+
+
+def test_a_compressed_answer_is_not_taken_for_the_file(server: Server, tmp_path: Path):
+    server.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(FetchError, match=r"in another encoding \(gzip\) than asked for"):
+        fetch(server.url("x.bin"), tmp_path / "x.bin")
+    assert not list(tmp_path.iterdir())
+    server.files["x.gz"] = BODY  # Apache calls such files so
+    assert fetch(server.url("x.gz"), tmp_path / "x.gz", sha256=SHA).read_bytes() == BODY
+
+
+def test_a_busy_server_says_how_long_to_wait(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.ways["x.bin"], server.left, server.headers = {"busy"}, 2, {"Retry-After": "7"}
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin").read_bytes() == BODY
+    assert [wait for wait in waits if wait] == [7, 7]
+    server.left, server.headers = 2, {"Retry-After": "3600"}
+    with pytest.raises(FetchError, match="HTTP 503, to be asked again in 3,600 seconds"):
+        fetch(server.url("x.bin"), tmp_path / "y.bin")
+    server.left = 1
+    with pytest.raises(JobError, match="HTTP 503, to be asked again in 3,600 seconds"):
+        fetch_range(server.url("x.bin"), 0, 10)
+
+
+def test_odd_headers(server: Server, tmp_path: Path):
+    server.ways["x.bin"], server.headers = {"no length"}, {"Content-Length": "9" * 5000}
+    assert fetch(server.url("x.bin"), tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    server.ways["x.bin"] = {"loop"}
+    with pytest.raises(FetchError, match=r"HTTP 302 .* infinite loop") as error:
+        fetch(server.url("x.bin"), tmp_path / "y.bin")
+    assert r"\n" not in str(error.value)
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

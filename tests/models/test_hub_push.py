@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,20 @@ def test_the_card_does_not_deny_that_unknown_images_are_recognized():
     assert always not in model_card(load(GOLDEN / "unknown.safetensors"), "model.safetensors", repository=REPO)
     assert always in model_card(load(GOLDEN / "unknown.safetensors"), "torchvision.pth", "resnet18(num_classes=3)")
     assert always in model_card(load(GOLDEN / "color.safetensors"), "model.safetensors", repository=REPO)
+
+
+def test_a_run_on_a_full_disk_is_pushed(hub: Hub, run: Path, say: Say, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("copyfile", "copy2", "copyfileobj"):
+        monkeypatch.setattr(shutil, name, full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    before = sorted(run.iterdir())
+    said = say("push", run, REPO)
+    assert said.status == 0, said.err
+    assert (hub.repositories[REPO] / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert sorted(run.iterdir()) == before
 
 
 def test_a_card_that_was_edited_is_kept(hub: Hub, run: Path, say: Say):

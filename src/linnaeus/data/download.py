@@ -7,6 +7,7 @@ import errno
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from linnaeus.data.redirects import RefusedError, open_url
-from linnaeus.environment import cache_dir, mirror, offline
-from linnaeus.errors import JobError
-from linnaeus.files import locked
+from linnaeus.data.redirects import RefusedError, open_url, retry_after
+from linnaeus.environment import mirrored, offline
+from linnaeus.errors import DiskError, JobError, next_step, one_line
+from linnaeus.files import FULL, locked
 
 Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: the server does not say)
 
@@ -32,11 +33,6 @@ STALLS = 3  # attempts at one address that bring nothing, before the next addres
 LIMIT = 4 << 30  # bytes of a body whose size neither the server nor we know
 SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slower address is given up
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
-
-
-def within(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """Progress of one file, reported as that of several of `total` bytes, of which `before` came with earlier files."""
-    return None if progress is None else lambda done, _: progress(before + done, max(total, before + done))
 
 
 class Pace:
@@ -64,7 +60,11 @@ class FetchError(JobError):
 
 
 class _DroppedError(Exception):
-    """The connection failed; the download may continue later. The text says why."""
+    """The connection failed; the download may continue after `wait` seconds. The text says why."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
 
 
 @dataclass
@@ -118,8 +118,8 @@ def fetch(
     What is there already, and right, is not fetched again. Bytes collect in `<destination>.part`, which a later call
     goes on with; the file appears under its name only when its size and checksum (a published prefix is enough) are
     right. With `LINNAEUS_MIRROR` that address is tried first: it serves a copy of the cache folder. `token` is sent to
-    the host of the first of `urls` alone, as a bearer token. Raises FetchError,
-    whose line says which file to put where; a file already at `destination` that is wrong is left alone and named.
+    the host of the first of `urls` alone, as a bearer token. Raises FetchError, whose line says which file to put
+    where, or DiskError; a file already at `destination` that is wrong is left alone and named.
     """
     destination = Path(destination).expanduser().absolute()
     urls = [urls] if isinstance(urls, str) else list(urls)
@@ -138,18 +138,17 @@ def fetch(
                 return destination
             return _from_any(urls, part, wanted, progress)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = (
-            "no space left on the disk; free some and try again" if full else f"cannot be written ({error.strerror})"
-        )
-        raise FetchError(reason, f"{destination}: {reason}") from None
+        full = error.errno in FULL
+        reason = "no space left on the disk; free some" if full else f"cannot be written ({error.strerror})"
+        step = next_step(error, f"{'or ' * full}set LINNAEUS_CACHE to another folder")
+        raise DiskError(f"{error.filename or destination}: {reason}{',' if full else ';'} {step}") from None
 
 
 def _from_any(urls: Sequence[str], part: IO[bytes], wanted: Wanted, progress: Progress | None) -> Path:
     """Fetch the file from the first address that has it whole. Raises FetchError with the reason of each other."""
     reasons = []
     # The mirror comes first, because users set one where the original is slow or blocked.
-    for url in [*_mirror(wanted.destination), *urls]:
+    for url in [*mirrored(wanted.destination), *urls]:
         try:
             _download(url, part, wanted, progress)
         except RefusedError as error:
@@ -164,16 +163,6 @@ def _from_any(urls: Sequence[str], part: IO[bytes], wanted: Wanted, progress: Pr
 def _failed(reason: str, urls: Sequence[str], destination: Path) -> FetchError:
     todo = f"fetch {urls[0]} by other means and put it at {destination}"
     return FetchError(reason, f"{destination.name} could not be fetched ({reason}); {todo}")
-
-
-def _mirror(destination: Path) -> list[str]:
-    """The address of a file of the cache folder on the user's mirror, if there is one."""
-    base = mirror()
-    if not base:
-        return []
-    cache = cache_dir()
-    name = destination.relative_to(cache).as_posix() if destination.is_relative_to(cache) else destination.name
-    return [f"{base}/{urllib.parse.quote(name)}"]
 
 
 @contextlib.contextmanager
@@ -201,15 +190,14 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
         file.truncate(0)  # nothing could tell whether the rest belongs to these bytes
     part = _Part(file)
     begun = part.size()
-    stalls, reason = 0, ""
+    stalls, reason, wait = 0, "", 0.0
     while stalls < STALLS:
-        if stalls:
-            time.sleep(WAIT * 2 ** (stalls - 1))
+        time.sleep(max(wait, WAIT * 2 ** (stalls - 1) if stalls else 0))
         start = part.size()
         try:
             _attempt(url, part, wanted, progress)
         except _DroppedError as error:
-            reason = str(error)
+            reason, wait = str(error), error.wait
             stalls = 0 if part.size() > start else stalls + 1
             continue
         file.flush()
@@ -240,11 +228,14 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.file.truncate(0)
             raise _DroppedError("answers with another range than asked for")
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isascii() and length.isdigit() else None
+        total = _total(response, start)
         # Captive portals answer every request with status 200 and a login page.
         if response.headers.get_content_type() == "text/html" and wanted.destination.suffix != ".html":
             raise RefusedError("answers with a web page (does this network ask for a login?)")
+        # Servers mark files that are gzip themselves, too, and send those unchanged.
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity" and wanted.destination.suffix not in (".gz", ".tgz"):
+            raise RefusedError(f"sends the file in another encoding ({one_line(encoding)}) than asked for")
         if total is not None and wanted.size is not None and total != wanted.size:
             raise RefusedError(f"offers {total} bytes instead of {wanted.size}")
         if total is not None and total - start > shutil.disk_usage(wanted.destination.parent).free:
@@ -265,6 +256,14 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             raise _DroppedError(f"the connection ended after {done} of {total} bytes")
 
 
+def _total(response: http.client.HTTPResponse, start: int) -> int | None:
+    """Bytes of the whole file, if the server says. It may send fewer at once than it was asked for."""
+    stated = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", response.headers.get("Content-Range", ""))
+    if response.status == 206 and stated:
+        return int(stated[1])
+    return None if response.length is None else start + response.length
+
+
 def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
     """The response to a request for the bytes from `start`; None if there are none. Raises as _attempt does."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -283,8 +282,8 @@ def _open(url: str, start: int, version: str | None, bearer: str) -> Any:
         if error.code == 416:
             return None
         if error.code in (408, 425, 429, 500, 502, 503, 504):
-            raise _DroppedError(f"HTTP {error.code}") from None
-        raise RefusedError(f"HTTP {error.code} {error.reason}") from None
+            raise _DroppedError(f"HTTP {error.code}", retry_after(error)) from None
+        raise RefusedError(f"HTTP {error.code} {one_line(error.reason)}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)
         why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

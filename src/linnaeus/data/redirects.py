@@ -1,12 +1,14 @@
-"""Which HTTP redirects are followed and which are refused."""
+"""Which HTTP redirects are followed, and how long a busy server is waited for."""
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.parse
 import urllib.request
 from typing import Any
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LONGEST = 60.0  # seconds that a server may ask us to wait
 
 
 class RefusedError(Exception):
@@ -22,6 +24,18 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         if new.scheme != "https" and not same and new.hostname not in LOOPBACK:
             raise RefusedError(f"redirects to {new.scheme}://{new.hostname}, which is not HTTPS")
         return super().redirect_request(request, *more)
+
+
+def retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds that a busy server asks to wait (Retry-After), 0 if it does not.
+
+    Raises RefusedError if they are more than LONGEST.
+    """
+    text = error.headers.get("Retry-After", "")
+    seconds = float(text) if text.isascii() and text.isdigit() else 0.0
+    if seconds > LONGEST:
+        raise RefusedError(f"HTTP {error.code}, to be asked again in {seconds:,.0f} seconds")
+    return seconds
 
 
 def open_url(request: urllib.request.Request, timeout: float) -> Any:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-
 from linnaeus.errors import UserError
 from linnaeus.export.model_card import model_card
-from linnaeus.files import scratch
 from linnaeus.inference.classifier import Classifier
 from linnaeus.modelfile.hub_models import FILE, parse_repository
 from linnaeus.models.backbones.hub import MODEL_PREFIX, client, endpoint, refusal
@@ -34,13 +31,13 @@ def push(classifier: Classifier, name: str, *, private: bool = False, license: s
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
         fresh = not api.file_exists(repository, CARD)
-        with scratch(classifier.path.parent) as folder:
-            shutil.copyfile(classifier.path, folder / FILE)
-            if fresh:
-                text = model_card(classifier, FILE, repository=repository, license=license)
-                (folder / CARD).write_text(text, encoding="utf-8")
-            title = f"Upload a model for {len(classifier.classes)} classes"
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=title)
+        # From where the files are: the run may be on a disk that is full or read-only.
+        files = [hub.CommitOperationAdd(FILE, classifier.path)]
+        if fresh:
+            text = model_card(classifier, FILE, repository=repository, license=license)
+            files.append(hub.CommitOperationAdd(CARD, text.encode()))
+        title = f"Upload a model for {len(classifier.classes)} classes"
+        api.create_commit(repository, files, commit_message=title)
     except Exception as error:  # the client has many exceptions of its own
         # Refusals of our own, raised above, are readable already.
         if isinstance(error, UserError | MemoryError):

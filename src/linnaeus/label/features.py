@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.check.duplicates import COPY_RADIUS
-from linnaeus.data.download import cache_dir
 from linnaeus.data.images.decode import UnreadableError
 from linnaeus.data.images.hashing import FLAT, difference_hashes
 from linnaeus.device import available_cores
+from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
 from linnaeus.files import acquire
 from linnaeus.label.backbone import Backbone

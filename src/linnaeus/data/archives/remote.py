@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from linnaeus.data.download import Pace
-from linnaeus.data.redirects import RefusedError, open_url
+from linnaeus.data.redirects import RefusedError, open_url, retry_after
 from linnaeus.environment import offline
-from linnaeus.errors import JobError, UserError, visible
+from linnaeus.errors import JobError, UserError, one_line, visible
 
 T = TypeVar("T")
 ATTEMPTS = 4  # in a row that bring no bytes, before the read fails
@@ -146,15 +146,20 @@ def _open(request: urllib.request.Request) -> Any:
 
 def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
     """Call `attempt` until it succeeds, or ATTEMPTS in a row fail without `received()` growing: then JobError."""
-    reason, failures, before = "", 0, 0
+    reason, failures, before, wait = "", 0, 0, 0.0
     while failures < ATTEMPTS:
-        if failures:
-            time.sleep(WAIT * 2 ** (failures - 1))
+        time.sleep(max(wait, WAIT * 2 ** (failures - 1) if failures else 0))
+        wait = 0.0
         try:
             return attempt()
         except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}"
-            if error.code in FINAL:
+            reason = f"HTTP {error.code} {one_line(error.reason)}"
+            if error.code in FINAL or error.code in range(300, 400):
+                break
+            try:
+                wait = retry_after(error)
+            except RefusedError as refused:
+                reason = str(refused)
                 break
         except _IncompleteError as error:
             reason = str(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.data.catalog import KNOWN, Remote
-from linnaeus.data.download import FetchError, Progress, Wanted, fetch, within
+from linnaeus.data.download import FetchError, Progress, Wanted, fetch
 from linnaeus.data.readers.cifar import find_cifar, open_cifar
 from linnaeus.data.readers.flowers import open_flowers
 from linnaeus.data.readers.idx import open_idx
@@ -98,7 +98,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
                 home(name) / file.file,
                 md5=file.md5,
                 size=file.size,
-                progress=within(progress, done, total),
+                progress=_within(progress, done, total),
             )
         except FetchError as error:
             # Files before this one are complete and are not fetched again.
@@ -109,6 +109,11 @@ def pull(name: str, progress: Progress | None = None) -> Path:
             ) from None
         done += path.stat().st_size
     return home(name)
+
+
+def _within(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of one file, reported as that of several of `total` bytes, of which `before` came with earlier files."""
+    return None if progress is None else lambda done, _: progress(before + done, max(total, before + done))
 
 
 def open_known(name: str) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from linnaeus.environment import mirror, offline
-from linnaeus.errors import JobError, UnknownNameError, UserError
+from linnaeus.errors import DiskError, JobError, UnknownNameError, UserError
 from linnaeus.files import atomic, disk_errors
 from linnaeus.models.backbones import hub
 from linnaeus.models.backbones.hub_files import (
@@ -111,7 +111,7 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
 
     An interrupted download is resumed, and the file appears under its name only when it is complete.
     Raises UserError if the name is unknown or has no download address, or if the local file is damaged, which deletes
-    it; JobError, with the manual alternative, if the download fails.
+    it; JobError, with the manual alternative, if the download fails; DiskError if the file cannot be written.
     """
     entry = lookup(name)
     path = find(name)
@@ -123,6 +123,8 @@ def pull(name: str, *, fetch: Fetch, progress: Progress | None = None) -> Path:
     target = weights_dir() / source.file
     try:
         download(source, target, fetch, progress)
+    except DiskError:  # which other means would meet, too
+        raise
     except UserError as error:
         reason = getattr(error, "reason", str(error))
         raise JobError(
