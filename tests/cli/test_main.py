@@ -352,6 +352,23 @@ def test_a_name_that_is_too_long_once_it_is_escaped_is_no_error(here: Path, say)
         assert say("predict", "m.safetensors", long, "--out", "o.csv").status == 0
 
 
+@pytest.mark.parametrize("text", ['{"my":"thing"}', "hello", '{"path": "mine"}', '{"path":"mine"', " "])
+def test_a_line_without_its_newline_that_is_no_prediction_is_kept(text: str, here: Path, say):
+    """Also after predictions: only the beginning of a prediction, or what a power cut leaves, is cut off."""
+    assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
+    whole = (here / "o.jsonl").read_text()
+    for before in ("", whole):
+        (here / "o.jsonl").write_text(before + text)
+        said = say("predict", "m.safetensors", "pics", "--out", "o.jsonl")
+        assert (said.status, said.err.count("\n")) == (2, 1)
+        assert "o.jsonl: exists and holds a line that is not a prediction; remove it" in said.err
+        assert (here / "o.jsonl").read_text() == before + text
+    for rest in (whole.splitlines()[0], '{"pa', "\0\0"):
+        (here / "o.jsonl").write_text(rest)
+        assert say("predict", "m.safetensors", "pics", "--out", "o.jsonl").status == 0
+        assert (here / "o.jsonl").read_text() == whole
+
+
 def test_a_single_image_is_counted_in_the_singular(here: Path, say):
     (here / "broken.png").write_bytes(b"no image")
     assert "1 of 1 image could not be read" in say("predict", "m.safetensors", "broken.png", "--out", "o.csv").err

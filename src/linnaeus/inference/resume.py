@@ -30,6 +30,8 @@ PASSING = (
 )
 """Ends of messages about images that are there again once a disk or a share is back."""
 BLOCK = 1 << 20
+HALF_LINE = '{"path": "'
+"""The beginning of a JSON line, as json.dumps writes it."""
 PROBES = 8
 """Images that are predicted again to recognize the model."""
 TOLERANCE = 0.02
@@ -95,6 +97,7 @@ def read_existing(path: Path, form: str, top: int, several: bool = False) -> Exi
         if form == "jsonl":
             for line in lines:
                 existing.add(_parse_json(path, line, top, several), lines.end)
+            _check_half_line(path, lines.half, top, several)
             return existing
         rows = csv.reader(lines, strict=True)
         existing.header = _read_header(path, rows, top, several)
@@ -145,13 +148,28 @@ class _CompleteLines:
         self.file = file
         self.end = 0
         """Bytes up to the end of the last line."""
+        self.half = ""
+        """What follows the last line."""
 
     def __iter__(self) -> Iterator[str]:
         for line in self.file:
             if not line.endswith(b"\n"):
+                self.half = line.decode("utf-8", "surrogateescape")
                 return
             self.end += len(line)
             yield line.decode("utf-8", "surrogateescape")
+
+
+def _check_half_line(path: Path, half: str, top: int, several: bool) -> None:
+    """Raise UserError if the end of the JSONL file, which has no newline, cannot be the beginning of a prediction."""
+    half = half.rstrip("\0")  # a power cut may leave zeros
+    if not HALF_LINE.startswith(half[: len(HALF_LINE)]):
+        raise _foreign(path, "a line that is not a prediction")
+    try:
+        json.loads(half)
+    except (ValueError, RecursionError):
+        return
+    _parse_json(path, half, top, several)  # only the newline is missing
 
 
 def _read_header(path: Path, rows: Iterator[list[str]], top: int, several: bool) -> list[str] | None:
