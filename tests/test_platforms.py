@@ -144,7 +144,7 @@ for name in '''fork forkpty killpg getpgid setsid setpgid getuid geteuid getgid 
         uname getloadavg nice wait3 wait4 sendfile'''.split():
     if hasattr(os, name):
         delattr(os, name)
-for name in "SIGKILL SIGHUP SIGQUIT SIGPIPE SIGALRM SIGUSR1 SIGUSR2 SIGCHLD SIGSTOP SIGCONT SIGTSTP".split():
+for name in "SIGKILL SIGHUP SIGQUIT SIGPIPE SIGALRM SIGUSR1 SIGUSR2 SIGCHLD SIGSTOP SIGCONT SIGTSTP SIGXCPU".split():
     delattr(signal, name)
 for name in modules():
     importlib.import_module(name)

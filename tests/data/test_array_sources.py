@@ -158,7 +158,11 @@ def test_damaged_cifar(tmp_path: Path):
     refused(tmp_path / "cut.tar.gz", "cut.tar.gz: not a readable tar archive", "download it again")
     (tmp_path / "cut.tar").write_bytes(pack(tmp_path / "c.tar", files, "w").read_bytes()[:20_000])
     refused(tmp_path / "cut.tar", "cut.tar: not a readable tar archive", "unexpected end of data")
-    refused(pack(tmp_path / "other.tar.gz", {"x/readme": b"hello"}), "holds no CIFAR binaries")
+    other = pack(tmp_path / "other.tar.gz", {"x/readme": b"hello"})
+    refused(other, "holds neither images nor CIFAR binaries", "but 1 other file: readme; pack a folder")
+    refused(pack(tmp_path / "empty.tar", {}, "w"), "empty.tar: holds no files; pack the folder again")
+    python = pack(tmp_path / "python.tar.gz", {"cifar-10-batches-py/data_batch_1": b"hello"})
+    refused(python, "python.tar.gz: the Python version of CIFAR, which is pickled")
     refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of several; give its folder")
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from killing import in_child
 from tiny import write_images, write_tiny_model
 
 from linnaeus.cli.main import main
@@ -26,7 +27,7 @@ def hidden(number: int) -> None:
         raise UserError("cut short") from None
 
 
-SIGNALS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": Terminated}
+SIGNALS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": Terminated, "SIGXCPU": Terminated}
 HERE = [(getattr(signal, name), kind) for name, kind in SIGNALS.items() if hasattr(signal, name)]
 
 
@@ -126,6 +127,24 @@ def test_nohup_still_ignores_that_the_terminal_is_closed(monkeypatch: pytest.Mon
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_the_limit_of_processor_time_asks_once():
+    """The kernel repeats the signal each second, and the second one would end a run without a checkpoint."""
+
+    def work() -> None:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1000, hard))
+        stop = StopSignals()
+        with stop.listening(), stop.deferring():
+            signal.raise_signal(signal.SIGXCPU)
+        assert stop.pending == signal.SIGXCPU
+        assert resource.getrlimit(resource.RLIMIT_CPU) == (hard, hard)
+
+    assert in_child(work) == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs the signals of POSIX")

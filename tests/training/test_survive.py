@@ -72,7 +72,10 @@ def signalled(number: int, step: int, source: Path, recipe: Path, out: Path) -> 
     return in_child(work)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGXCPU, 128 + signal.SIGXCPU)],
+)
 def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     number: int, status: int, idx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

@@ -80,7 +80,7 @@ def train(
     - `earlier` is a run with the same network whose stored activations are reused for images in both.
 
     Ctrl-C ends the run with the best model so far. Raises UserError for invalid input and JobError if the run fails:
-    StoppedError after SIGTERM or SIGHUP, LostError if another process has ended.
+    StoppedError after SIGTERM, SIGHUP or SIGXCPU, LostError if another process has ended.
     """
     if hasattr(source, "itertuples"):  # a DataFrame, without importing pandas
         groups = (settings or {}).get("data.split.groups")

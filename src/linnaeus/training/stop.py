@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: training stops between two steps and writes a checkpoint, other commands stop at once."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGXCPU: training stops after a step with a checkpoint, other commands stop at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from types import FrameType
 
 from linnaeus.errors import JobError
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; what batch systems send some seconds before they kill a process; what a terminal sends when it is closed."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name))
+"""Ctrl-C; what batch systems send some seconds before they kill a process; what a terminal sends when it is closed; the
+soft limit of processor time (`ulimit -S -t`)."""
 
 
 A_MOMENT = 0.05
@@ -21,7 +22,7 @@ A_MOMENT = 0.05
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP."""
+    """SIGTERM, SIGHUP or SIGXCPU."""
 
     def __init__(self, number: int = signal.SIGTERM):
         super().__init__()
@@ -38,7 +39,7 @@ class StoppedError(JobError):
 
 
 def status_of(number: int) -> int:
-    """The exit status that a shell shows for a process that signal `number` ended: 130, 143 or 129."""
+    """The exit status that a shell shows for a process that signal `number` ended: 130, 143, 129 or 152."""
     return 128 + number
 
 
@@ -110,11 +111,21 @@ class StopSignals:
         timer.start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGXCPU", None):
+            _allow_the_rest()
         if self.deferred and self.pending is None:
             self.pending = number
         else:
             self.raised = number
             raise _exception(number)
+
+
+def _allow_the_rest() -> None:
+    """Raise the soft limit of processor time to the hard one: the signal would be repeated while this process ends."""
+    import resource  # absent on Windows, as the signal is
+
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
 
 
 def _exception(number: int) -> KeyboardInterrupt:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.data.archives.tar import read_files
 from linnaeus.data.class_names import class_name
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError, not_read
+from linnaeus.text import such_as
 
 PIXELS = 3 * 32 * 32  # bytes: the red, green and blue planes, row by row
 FILE_LIMIT = 1 << 28  # bytes; the largest published file, CIFAR-100's train.bin, has 154 million
@@ -51,10 +53,7 @@ def find_cifar(folder: Path) -> Path | None:
         return archives[0]
     # The pickled version is never opened: unpickling runs code from the file.
     if any((folder / name).exists() for name in PICKLED):
-        raise UserError(
-            f"{folder}: the Python version of CIFAR, which is pickled and may hold code; get the binary version, "
-            "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
-        )
+        raise _pickled(folder)
     return None
 
 
@@ -66,9 +65,7 @@ def open_cifar(source: str, path: Path) -> Table:
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
     release = next((release for name in files if (release := _release(name))), None)
     if release is None:
-        raise UserError(
-            f"{path}: holds no CIFAR binaries (data_batch_1.bin ... or train.bin); is it the binary version?"
-        )
+        raise _without_binaries(path)
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     split: list[str] = []
@@ -145,6 +142,28 @@ def _read_archive(path: Path) -> dict[str, bytes]:
             raise UserError(f"{path}: contains {name} twice; download it again")
         files[name] = data
     return files
+
+
+def _pickled(path: Path) -> UserError:
+    return UserError(
+        f"{path}: the Python version of CIFAR, which is pickled and may hold code; get the binary version, "
+        "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
+    )
+
+
+def _without_binaries(path: Path) -> UserError:
+    """The error for an archive with neither images nor binary files: what it holds instead."""
+    seen: list[str] = []
+    for _ in read_files(path, lambda name: bool(seen.append(name)), ARCHIVE_LIMIT):  # type: ignore[func-returns-value]
+        pass
+    if not seen:
+        return UserError(f"{path}: holds no files; pack the folder again")
+    if set(seen) & set(PICKLED):
+        return _pickled(path)
+    return UserError(
+        f"{path}: holds neither images nor CIFAR binaries (data_batch_1.bin ... or train.bin), but "
+        f"{counted(len(seen), 'other file')}{such_as(len(seen), seen[0])}; pack a folder with one subfolder per class"
+    )
 
 
 def _names(raw: bytes | None, release: Release, path: Path) -> tuple[str, ...]:
