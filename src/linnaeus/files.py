@@ -190,8 +190,8 @@ def claimed(path: Path) -> Iterator[None]:
     if _is_stream(path):
         yield
         return
-    with disk_errors(path):
-        path.touch()
+    with disk_errors(path), path.open("ab"):  # `touch` would change the time at which it was last written
+        pass
     lock = _Lock(path)
     try:
         if lock.is_taken:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -386,6 +387,36 @@ def test_models_that_agree_where_they_are_sure_are_told_apart(here: Path, say):
     (here / "o.csv").write_text("".join(",".join(cells) + "\n" for cells in [head, *rows]))
     said = say("predict", "m.safetensors", images, "--out", "o.csv")
     assert (said.status, "holds predictions of another model" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.jsonl"])
+def test_an_image_that_was_changed_since_is_not_answered_by_its_old_content(name: str, here: Path, say):
+    """Also where the model was sure of it, its times are old, or it could not be read before."""
+    images = write_images(here / "more", each=10)
+    (images / "broken.png").write_bytes(b"no image")
+    assert say("predict", "m.safetensors", images, "--out", "all.jsonl").status == 1
+    answers = [json.loads(line) for line in (here / "all.jsonl").read_text().splitlines()]
+    sure = max((a for a in answers if a["top"]), key=lambda answer: answer["top"][0]["probability"])
+    other = next(a for a in answers if a["top"] and a["top"][0]["class"] != sure["top"][0]["class"])
+    assert say("predict", "m.safetensors", images, "--out", name).status == 1
+    before = (here / name).read_bytes()
+    # Touched but equal: the answers stay, and they are not refused.
+    Path(other["path"]).touch()
+    assert say("predict", "m.safetensors", images, "--out", name).status == 1
+    assert (here / name).read_bytes() == before
+    shutil.copy2(other["path"], "moved.png")
+    os.utime("moved.png", (1e9, 1e9))
+    Path("moved.png").replace(sure["path"])
+    for _ in range(2):  # a refusal does not make the file newer than the image
+        said = say("predict", "m.safetensors", images, "--out", name)
+        assert (said.status, said.err.count("\n")) == (2, 1)
+        assert f"or of images that have changed since ({sure['path']}: " in said.err
+        assert (here / name).read_bytes() == before
+    (here / name).unlink()
+    assert say("predict", "m.safetensors", images, "--out", name).status == 1
+    shutil.copy(other["path"], images / "broken.png")
+    said = say("predict", "m.safetensors", images, "--out", name)
+    assert (said.status, "no image" in said.err) == (0, False)
 
 
 def test_answers_of_another_model_are_not_mixed(here: Path, say):

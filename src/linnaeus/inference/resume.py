@@ -62,9 +62,13 @@ class ExistingPredictions:
     header: list[str] | None = None
     """The columns of a CSV file that has its header."""
     again: list[tuple[int, int]] = field(default_factory=list)
-    """Bytes, from and to, of images that could not be read for a passing reason, and are there now."""
+    """Bytes, from and to, of images that could not be read for a passing reason and are there, or have been changed."""
     probes: list[WrittenPrediction] = field(default_factory=list)
     """Predictions of readable images, to be compared with the model's: the least sure, on which models differ most."""
+    changed: list[WrittenPrediction] = field(default_factory=list)
+    """Predictions of readable images that have been changed since the file was last written; they are compared too."""
+    written: int = 0
+    """When the file was last written, nanoseconds since 1970."""
 
     def __contains__(self, path: str) -> bool:
         return _escaped(path) in self.paths
@@ -75,8 +79,11 @@ class ExistingPredictions:
         self.paths.add(_escaped(prediction.path))
         if prediction.error:
             self.errors += 1
-            if prediction.error.endswith(PASSING) and os.path.isfile(prediction.path):  # noqa: PTH113 - see below
+            passing = prediction.error.endswith(PASSING) and os.path.isfile(prediction.path)  # noqa: PTH113 - see below
+            if passing or _changed_after(prediction.path, self.written):
                 self.again.append((start, end))
+        elif _changed_after(prediction.path, self.written):
+            self.changed.append(prediction)
         else:
             bisect.insort(self.probes, prediction, key=lambda probe: probe.probability)
             del self.probes[PROBES:]
@@ -92,6 +99,7 @@ def read_existing(path: Path, form: str, top: int, several: bool = False) -> Exi
     if form == "table" or not path.is_file():
         return existing
     with path.open("rb") as file:
+        existing.written = os.fstat(file.fileno()).st_mtime_ns
         lines = _CompleteLines(file)
         # Line by line: the file may hold millions of predictions.
         if form == "jsonl":
@@ -128,6 +136,7 @@ def check_same_model(path: Path, existing: ExistingPredictions, classifier: Clas
     # An image may have been moved since; then it proves nothing.
     # `Path.is_file` raises for a name that is too long, as escaped names may be.
     probes = [written for written in existing.probes if os.path.isfile(written.path)]  # noqa: PTH113
+    probes += existing.changed
     for written, prediction in zip(probes, classifier.stream([probe.path for probe in probes]), strict=True):
         if prediction.error is not None:
             continue
@@ -209,6 +218,15 @@ def _parse_json(path: Path, line: str, top: int, several: bool) -> WrittenPredic
     if classes != top and not written.error:
         raise _foreign(path, f"predictions with --top {classes}")
     return written
+
+
+def _changed_after(path: str, time: int) -> bool:
+    """Whether the file was written, replaced or renamed after `time`, in nanoseconds since 1970."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as fast as possible, for millions of images
+    except (OSError, ValueError):
+        return False
+    return max(status.st_mtime_ns, status.st_ctime_ns) > time  # a file moved here keeps its old mtime
 
 
 def _escaped(path: str) -> str:
