@@ -135,7 +135,7 @@ def first_line(error: BaseException) -> str:
 
 def described(error: BaseException) -> str:
     """The message of a UserError; for any other exception its class, too."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 AGAIN = "check the file and the disk, then run the command again"

@@ -375,6 +375,29 @@ def test_training_writes_the_page_and_survives_if_that_fails(
     assert "report.html was not written (ZeroDivisionError: no page today)" in capsys.readouterr().err
 
 
+def test_a_run_survives_a_plot_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1})
+    measured: list[bool] = []
+
+    def fails(*args: object, **more: object) -> str:
+        measured.append("valid" in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")))
+        raise StopIteration
+
+    monkeypatch.setattr("linnaeus.report.plots.curves", fails)
+    path = linnaeus.train(write_images(tmp_path / "photos"), str(recipe), out=tmp_path / "run", device="cpu").path
+    assert measured == [True], "the figures are on disk before anything is drawn"
+    assert (
+        f"curves.png was not drawn (StopIteration); the model and its figures are complete, and linnaeus report {path}"
+        in capsys.readouterr().err
+    )
+    assert not (path / "curves.png").exists()
+    assert {"confusion.png", "predictions.png", "report.html"} <= {file.name for file in path.iterdir()}
+    assert not (path / "checkpoint").exists(), "the run has finished"
+    assert json.loads((path / "metrics.json").read_text(encoding="utf-8"))["seconds"]["pictures"] > 0
+
+
 class Plain(nn.Module):
     """A network without stages."""
 

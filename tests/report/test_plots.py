@@ -138,6 +138,13 @@ def test_curves_mark_phases_and_the_best_epoch(tmp_path: Path, figures: list[Fig
     assert not [t for t in written(figures[1]) if "phase" in t or "best" in t]
 
 
+def test_a_phase_too_narrow_for_its_name_has_none(tmp_path: Path, figures: list[Figure]) -> None:
+    curves(history(1, 60), tmp_path / "curves.png")
+    assert [t for t in written(figures[0]) if "phase" in t] == ["phase 2"] * 2
+    curves(history(*[1] * 60), tmp_path / "curves.png")
+    assert not [t for t in written(figures[1]) if "phase" in t]
+
+
 def test_curves_take_what_a_csv_file_holds(tmp_path: Path, figures: list[Figure]) -> None:
     rows = [replace(row, train_accuracy=None) for row in history(4, 2)]  # mixed labels: nothing to count
     rows[2] = replace(rows[2], valid_loss=float("nan"))

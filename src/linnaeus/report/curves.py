@@ -181,8 +181,8 @@ def _draw_phases(axes: Axes, phases: list[int], fonts: Fonts) -> None:
             axes.axvspan(start, start + count, facecolor=GROUND, edgecolor="none", zorder=0, gid="phase|")
         # Narrow phases get shorter names, down to none.
         room = PANEL * count / len(phases) - 0.08
-        labels = (f"phase {phase}", str(phase), "")
-        label = next(label for label in labels if shorten(label, fonts, TEXT, room) == label)
+        labels = (f"phase {phase}", str(phase))
+        label = next((label for label in labels if shorten(label, fonts, TEXT, room) == label), "")
         axes.text(start + count / 2, 1.02, label, transform=axes.get_xaxis_transform(), ha="center", **muted(fonts))
         start += count
 

@@ -25,7 +25,7 @@ from linnaeus.training.best import Best
 from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict, published
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
 from linnaeus.training.finish.measuring import AnyEvaluation, evaluated
-from linnaeus.training.finish.plots import stored_rows, write_curves, write_plots
+from linnaeus.training.finish.plots import stored_rows, write_plots
 from linnaeus.training.finish.rounding import rounding_error
 from linnaeus.training.recorder import RunRecorder
 from linnaeus.training.setup.prepare import Prepared
@@ -196,14 +196,15 @@ def _write_results(
     ending.timings.add_since("evaluate", started)
     rest = [line for line in evaluation.lines() if line not in evaluation.warnings]
     say_figures(evaluation.figures, rest, prepared.console)  # plots and report take seconds
-    if ending.draw:
-        _draw_plots(prepared, ending, evaluation)
     ending.timings.update_total()
     metrics = _metrics(prepared, ending, evaluation)
-    # Written before the report, which reads it, and again after it with the duration of the report.
+    # Written before the plots, whose failure must not cost it, and again after each step with its duration.
     folder.write_metrics(metrics)
     if ending.draw:
-        _write_report(prepared, ending, metrics, network, header)
+        _draw_plots(prepared, ending, evaluation)
+        _write_seconds(prepared, ending, metrics)
+        _write_report(prepared, ending, network, header)
+        _write_seconds(prepared, ending, metrics)
 
 
 def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:
@@ -245,18 +246,18 @@ def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -
     from linnaeus.report.plots import advice  # matplotlib takes long to import
 
     started = time.perf_counter()
-    if isinstance(evaluation, LabelEvaluation):
-        missing = write_curves(prepared, ending.best)
-    else:
-        missing = write_plots(prepared, ending.best, evaluation)
-    if missing:
+    if missing := write_plots(prepared, ending.best, evaluation):
         prepared.console.warn(advice(missing))
     ending.timings.add_since("pictures", started)
 
 
-def _write_report(
-    prepared: Prepared, ending: Ending, metrics: dict[str, Any], network: Network, header: ModelFile
-) -> None:
+def _write_seconds(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
+    """Write metrics.json again, with the durations so far."""
+    ending.timings.update_total()
+    prepared.folder.write_metrics({**metrics, "seconds": ending.timings.rounded()})
+
+
+def _write_report(prepared: Prepared, ending: Ending, network: Network, header: ModelFile) -> None:
     """Write report.html; an error there is a warning, because the model is complete without it.
 
     `network` and `header` are those of the model file, which is not read a second time.
@@ -275,5 +276,3 @@ def _write_report(
             f"report.html was not written ({described(error)}); linnaeus report {folder.path} tries again"
         )
     ending.timings.add_since("report", started)
-    ending.timings.update_total()
-    folder.write_metrics({**metrics, "seconds": ending.timings.rounded()})

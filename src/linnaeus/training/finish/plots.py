@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from linnaeus.errors import UserError, described
 from linnaeus.metrics.classification import confusion_matrix
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.penalties import read_penalties
@@ -16,6 +18,7 @@ from linnaeus.stores.samples import stored_row
 from linnaeus.text import selection_title
 from linnaeus.training.best import Best
 from linnaeus.training.finish.evaluation import FinalEvaluation
+from linnaeus.training.finish.measuring import AnyEvaluation
 from linnaeus.training.setup.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -25,31 +28,62 @@ SHOWN = 24
 """Images of the grid."""
 
 
-def write_plots(prepared: Prepared, best: Best, evaluation: FinalEvaluation) -> str:
-    """Write curves.png, predictions.png and confusion.png. Returns the characters that no installed font has."""
-    from linnaeus.report.plots import confusion, image_grid  # matplotlib takes long to import
+def write_plots(prepared: Prepared, best: Best, evaluation: AnyEvaluation) -> str:
+    """Write curves.png and, with one label per image, predictions.png and confusion.png.
 
-    folder, names, outputs = prepared.folder, prepared.table.names, evaluation.calibrated
-    split = "test" if "test" in outputs else "valid"
-    out, word = outputs[split], {"valid": "validation"}.get(split, split)
-    missing = write_curves(prepared, best)
+    One that fails is a warning, because the model is complete without it; a full disk is an error. Returns the
+    characters that no installed font has.
+    """
+    drawings = {"curves.png": partial(_draw_curves, prepared, best)}
+    if isinstance(evaluation, FinalEvaluation):
+        drawings["confusion.png"] = partial(_draw_confusion, prepared, evaluation)
+        drawings["predictions.png"] = partial(_draw_predictions, prepared, evaluation)
+    missing, folder = "", prepared.folder.path
+    for name, draw in drawings.items():
+        try:
+            missing += draw(folder / name)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            prepared.console.warn(
+                f"{name} was not drawn ({described(error)}); the model and its figures are complete, and "
+                f"linnaeus report {folder} draws them as a page"
+            )
+    # Each missing character once.
+    return "".join(dict.fromkeys(missing))
+
+
+def _draw_confusion(prepared: Prepared, evaluation: FinalEvaluation, path: Path) -> str:
+    from linnaeus.report.plots import confusion  # matplotlib takes long to import
+
+    out, word = _shown_split(evaluation)[1:]
+    names = prepared.table.names
     matrix = confusion_matrix(out.labels, out.predicted, len(names))
-    missing += confusion(matrix, names, folder.path / "confusion.png", title=f"{word.capitalize()} images")
+    return confusion(matrix, names, path, title=f"{word.capitalize()} images")
+
+
+def _draw_predictions(prepared: Prepared, evaluation: FinalEvaluation, path: Path) -> str:
+    from linnaeus.report.plots import image_grid
+
+    split, out, word = _shown_split(evaluation)
     chosen = choose_shown(out)
     tiles = [_tile(i, prepared, split, evaluation) for i in chosen]
     is_wrong = out.predicted != out.labels
     wrong, all_wrong = int(is_wrong[chosen].sum()), int(is_wrong.sum())
     title = selection_title(len(chosen), len(out.labels), f"{word} images", wrong, all_wrong)
-    missing += image_grid(tiles, folder.path / "predictions.png", title=title)
-    # Each missing character once.
-    return "".join(dict.fromkeys(missing))
+    return image_grid(tiles, path, title=title)
 
 
-def write_curves(prepared: Prepared, best: Best) -> str:
-    """Write curves.png. Returns the characters that no installed font has."""
+def _shown_split(evaluation: FinalEvaluation) -> tuple[str, Outputs, str]:
+    """The split that the plots show, its calibrated outputs, and its name in a title."""
+    split = "test" if "test" in evaluation.calibrated else "valid"
+    return split, evaluation.calibrated[split], {"valid": "validation"}.get(split, split)
+
+
+def _draw_curves(prepared: Prepared, best: Best, path: Path) -> str:
     from linnaeus.report.plots import curves, penalty_curves
 
-    rows, path = prepared.folder.rows, prepared.folder.path / "curves.png"
+    rows = prepared.folder.rows
     penalties = read_penalties(prepared.folder.path)
     if len(penalties) == len(rows) == 1:  # a solved head has no epochs
         penalty_curves(next(iter(penalties.values())), path)
