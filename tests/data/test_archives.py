@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import shutil
 import struct
 import tarfile
@@ -22,6 +23,7 @@ from PIL import Image
 from linnaeus import cache as caches
 from linnaeus.cache import default_cache
 from linnaeus.cli.main import cli
+from linnaeus.data import tree
 from linnaeus.data.archives import unpacking
 from linnaeus.data.images.content import UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError, header_size, load_row
@@ -116,6 +118,18 @@ def test_a_zip_is_read_in_place_and_a_compressed_tar_is_decompressed_once(tmp_pa
     assert [tar] == list(cache.rglob("*.tar"))
     assert tar.stat().st_mtime_ns == before
     assert f"read from its decompressed copy in the cache, {tar}" in notes[0]
+
+
+def test_a_tar_that_is_replaced_by_one_of_the_same_size_and_time_has_other_files(tmp_path: Path):
+    """A tar has no checksums of its files."""
+    place, found = tmp_path / "p.tar", []
+    for content in (b"abc", b"xyz"):
+        write(tmp_path / "new.tar", {"oak/1.bmp": content})
+        os.utime(tmp_path / "new.tar", (1, 1))
+        shutil.copy2(tmp_path / "new.tar", place)
+        found.append((tree.version(place / "oak/1.bmp"), tree.open_binary(place / "oak/1.bmp").read()))
+    assert [content for _, content in found] == [b"abc", b"xyz"]
+    assert found[0][0] != found[1][0]
 
 
 def test_lists_and_tables_in_an_archive(tmp_path: Path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from linnaeus.label.backbone import colors
 from linnaeus.label.estimate import ENOUGH, Audit, estimate
@@ -157,3 +161,23 @@ def test_an_accuracy_that_the_most_frequent_class_has_too_is_marked():
     one_class = estimate(alone < 40, alone, np.zeros(40, np.int64))
     assert one_class is not None
     assert one_class.to_dict()["no_better"] is False, "no other answer could be better"
+
+
+def test_images_of_one_size_that_are_exchanged_with_their_times_are_computed_again(tmp_path: Path):
+    def computed() -> Features:
+        features = Features(tmp_path, ["0.bmp", "1.bmp"], colors())
+        features.start()
+        while features.done < 2:
+            time.sleep(0.01)
+        features.stop()
+        return features
+
+    for k in range(2):
+        Image.fromarray(np.full((32, 32, 3), 40 + 150 * k, np.uint8)).save(tmp_path / f"{k}.bmp")
+        os.utime(tmp_path / f"{k}.bmp", (1, 1))
+    before = computed().values
+    shutil.copy2(tmp_path / "0.bmp", tmp_path / "kept")
+    shutil.copy2(tmp_path / "1.bmp", tmp_path / "0.bmp")
+    shutil.copy2(tmp_path / "kept", tmp_path / "1.bmp")
+    assert not np.array_equal(before[0], before[1])
+    np.testing.assert_array_equal(computed().values, before[::-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from linnaeus.cache import Cache, Entry
+from linnaeus.data import tree
 from linnaeus.data.images import decode
 from linnaeus.data.images.decode import RowSpec, UnreadableError, load_row
 from linnaeus.errors import UserError
@@ -179,6 +181,35 @@ def test_only_what_changed_is_decoded_again(table: Images, cache: Cache, decoded
     store = build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert decoded == ["6 ü.png"]
     check(store, table, np.arange(N))
+
+
+def exchange_contents(one: Path, other: Path, folder: Path) -> None:
+    """As `cp -p` of both files from a copy of the folder."""
+    shutil.copy2(one, folder / "one")
+    shutil.copy2(other, one)
+    shutil.copy2(folder / "one", other)
+
+
+def exchange_names(one: Path, other: Path, folder: Path) -> None:
+    """As `mv`."""
+    one.rename(folder / "one")
+    other.rename(one)
+    (folder / "one").rename(other)
+
+
+@pytest.mark.parametrize("exchange", [exchange_contents, exchange_names])
+def test_images_of_one_size_that_are_exchanged_with_their_times_are_decoded_again(
+    exchange: Callable[[Path, Path, Path], None], cache: Cache, tmp_path: Path
+):
+    paths = [tmp_path / f"{k}.bmp" for k in range(2)]
+    for k, path in enumerate(paths):
+        Image.fromarray(np.full((20, 20, 3), 90 * k, np.uint8)).save(path)
+        os.utime(path, (1, 1))
+    table = Images(tuple(map(str, paths)))
+    check(build_pixels(table, np.arange(2), SPEC, cache=cache), table, np.arange(2))
+    exchange(paths[0], paths[1], tmp_path)
+    assert {(path.stat().st_size, path.stat().st_mtime) for path in paths} == {(paths[0].stat().st_size, 1)}
+    check(build_pixels(table, np.arange(2), SPEC, cache=cache), table, np.arange(2))
 
 
 def test_temporary_failures_are_tried_again(table: Images, cache: Cache, decoded: list[str]):
@@ -543,7 +574,8 @@ print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) /
 def test_images_that_are_changed_while_they_are_read_are_not_stored_as_what_they_were(
     table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ):
-    """An image is replaced during the build, and later restored with its size and time."""
+    """An image is replaced during the build, and restored with its version, as where no time of change is kept."""
+    monkeypatch.setattr(tree, "version", lambda path: (Path(path).stat().st_size, Path(path).stat().st_mtime_ns))
     assert table.paths is not None
     image, other = Path(table.paths[5]), Path(table.paths[6]).read_bytes()
     original, status = image.read_bytes(), image.stat()

@@ -201,6 +201,18 @@ def test_a_replaced_image_of_the_same_size_is_rejected_and_a_moved_folder_is_not
     assert train(moved, recipe, tmp_path / "cut", resume=True).valid.n == 6
 
 
+def test_a_run_that_decodes_as_it_reads_resumes_where_files_have_other_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on another machine, to which the images were copied again."""
+    monkeypatch.setenv("LINNAEUS_CACHE_GB", "0")
+    source = write_images(tmp_path / "pictures", each=8)
+    recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.25}))
+    kill_at(3, source, recipe, tmp_path / "cut")
+    (source / "0" / "0 1.png").chmod(0o600)
+    assert train(source, recipe, tmp_path / "cut", resume=True).valid.n == 6
+
+
 def test_images_may_be_deleted_during_a_run_if_they_are_stored(tmp_path: Path):
     source = write_images(tmp_path / "pictures", each=16)
     recipe = write_recipe(tmp_path / "r.toml", **settings(split={"valid": 0.2}))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from linnaeus.data.archives.archive import find
+from linnaeus.data.version import version_of
 
 Place = str | os.PathLike[str]
 NOT_THERE = (NotADirectoryError, FileNotFoundError)  # the second on Windows
@@ -45,6 +46,11 @@ def stat(path: Place) -> os.stat_result:
         if place is None:
             raise
         return place[0].stat(place[1])
+
+
+def version(path: Place) -> tuple[int, ...]:
+    """Differs once a file was changed, replaced or exchanged for another. Raises OSError where there is none."""
+    return version_of(stat(path))
 
 
 def is_file(path: Place) -> bool:

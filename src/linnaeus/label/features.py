@@ -22,6 +22,7 @@ from PIL import Image
 from linnaeus.check.duplicates import COPY_RADIUS
 from linnaeus.data.images.decode import UnreadableError
 from linnaeus.data.images.hashing import FLAT, difference_hashes
+from linnaeus.data.version import version_of
 from linnaeus.device import available_cores
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -223,10 +224,9 @@ class Features:
         )
 
     def _signature(self, i: int) -> int:
-        """Identifies the image by path, size and time."""
+        """Identifies the image by path and version."""
         try:
-            status = (self.folder / self.paths[i]).stat()
-            text = f"{self.paths[i]}\0{status.st_size}\0{status.st_mtime_ns}"
+            text = f"{self.paths[i]}\0{version_of((self.folder / self.paths[i]).stat())}"
         except OSError:
             text = self.paths[i]
         digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8)

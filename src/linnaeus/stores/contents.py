@@ -27,7 +27,7 @@ class HashedImages:
     """The images of a table. Whoever decodes them through this object has their content hashed on the way.
 
     A file is hashed just before its decoder reads it, so that the disk is read once. The hashes of files that have not
-    changed since (same path, size and time) come from the cache, and so do those of images whose pixels are stored.
+    changed since (same path and version) come from the cache, and so do those of images whose pixels are stored.
     `observer(i, image)` sees image i of the table as it is decoded, as `ObservingSource` describes.
     """
 

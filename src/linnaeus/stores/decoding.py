@@ -91,7 +91,7 @@ class Decoding:
 
     @cached_property
     def signatures(self) -> np.ndarray:
-        """(n,) uint64 that identify the images: from path, size and time, from the pixels of arrays, or from the index
+        """(n,) uint64 that identify the images: from path and version, from the pixels of arrays, or from the index
         of shards. 0 where there is no such file."""
         return np.array([self.signature(k) for k in range(len(self.indices))], np.uint64)
 
@@ -109,12 +109,12 @@ class Decoding:
 
 
 def signature_of_file(path: str) -> int:
-    """The signature of an image file by path, size and time; 0 where there is no such file."""
+    """The signature of an image file by path and version; 0 where there is no such file."""
     try:
-        status = tree.stat(path)
+        version = tree.version(path)
     except (OSError, ValueError):
         return 0
-    return _signature(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
+    return _signature(f"{path}\0{version}".encode(errors="surrogateescape"))
 
 
 def _signature(content: bytes) -> int:

@@ -46,7 +46,7 @@ def build_pixels(
 ) -> PixelStore | StreamedRows:
     """A store whose row k is image indices[k] of the table.
 
-    Images are identified by path, size and time. Arrays of the right size are used without a copy. Without a cache the
+    Images are identified by path and version. Arrays of the right size are used without a copy. Without a cache the
     rows stay in memory. The result decodes on demand, after one pass that finds the unreadable images, where the
     cache's budget is too small and where the images lie in shards, which may be larger than any disk; its `note` says
     so.

@@ -23,6 +23,7 @@ import numpy as np
 from linnaeus.data.archives.tar import Member, safe_members
 from linnaeus.data.archives.unpacking import COMPRESSED, unpacked
 from linnaeus.data.archives.zipindex import BZIP2, DEFLATED, LOCAL_HEADER, data_offset, zip_entries
+from linnaeus.data.version import version_of
 from linnaeus.errors import UserError, visible
 
 SUFFIXES = (".zip", ".tar", *COMPRESSED)
@@ -48,8 +49,8 @@ class Archive:
     """Absolute path of the archive."""
     data: str
     """The file that holds the bytes: the archive, or the tar that it was decompressed to."""
-    stamp: tuple[int, int]
-    """Length and time of `data`; reading fails once they differ."""
+    stamp: tuple[int, ...]
+    """Version of `data`; reading fails once it differs."""
     rows: np.ndarray
     """(n,) of ROW."""
     position: dict[str, int]
@@ -61,14 +62,19 @@ class Archive:
     """`data`, where it is a copy in the cache: open, it keeps its bytes when the cache evicts it."""
 
     def stat(self, name: str) -> os.stat_result:
-        """What os.stat says of a file; the time is its checksum where there is one. Raises FileNotFoundError."""
+        """What os.stat says of a file; its time is its checksum, or that of the archive's version where it has none.
+
+        Raises FileNotFoundError.
+        """
         if name in self.folders:
             number = hash(name) & 0xFFFF_FFFF_FFFF
-            return os.stat_result((stat.S_IFDIR | 0o555, number, -1, 1, 0, 0, 0, 0, 0, 0), {"st_mtime_ns": 0})
+            return os.stat_result(
+                (stat.S_IFDIR | 0o555, number, -1, 1, 0, 0, 0, 0, 0, 0), {"st_mtime_ns": 0, "st_ctime_ns": 0}
+            )
         row = self.rows[self._row(name)]
-        version = int(row["crc32"]) if row["crc32"] >= 0 else self.stamp[1]
+        version = int(row["crc32"]) if row["crc32"] >= 0 else zlib.crc32(repr(self.stamp).encode())
         values = (stat.S_IFREG | 0o444, 0, -1, 1, 0, 0, int(row["size"]), 0, 0, 0)
-        return os.stat_result(values, {"st_mtime_ns": version})
+        return os.stat_result(values, {"st_mtime_ns": version, "st_ctime_ns": 0})
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError, and MemberError if they are damaged."""
@@ -80,7 +86,7 @@ class Archive:
         with open(self.data, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             # Offsets of the index would point into other bytes once the file has been rewritten.
-            if (status.st_size, status.st_mtime_ns) != self.stamp:
+            if version_of(status) != self.stamp:
                 raise UserError(f"{self.data}: has changed since it was opened; run the command again")
             offset = int(row["offset"])
             if row["method"] != IN_TAR:
@@ -128,7 +134,7 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 
 _PART = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=[\\/]|$)", re.IGNORECASE)
-_opened: dict[str, tuple[tuple[int, int], Archive]] = {}
+_opened: dict[str, tuple[tuple[int, ...], Archive]] = {}
 
 
 def find(path: str) -> tuple[Archive, str] | None:
@@ -151,7 +157,7 @@ def open_archive(place: str) -> Archive:
     place = os.path.abspath(place)
     try:
         status = os.stat(place)
-        stamp = (status.st_size, status.st_mtime_ns)
+        stamp = version_of(status)
         known = _opened.get(place)
         if known is None or known[0] != stamp:
             known = _opened[place] = (stamp, _indexed(place, stamp))
@@ -160,7 +166,7 @@ def open_archive(place: str) -> Archive:
     return known[1]
 
 
-def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
+def _indexed(place: str, stamp: tuple[int, ...]) -> Archive:
     if place.lower().endswith(".zip"):
         return _index(place, place, stamp, zip_entries(place, MOST_ENTRIES))
     # An uncompressed tar has random access as it is; a compressed one is decompressed into the cache first.
@@ -170,7 +176,7 @@ def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
     copy = unpacked(place)
     try:
         status = os.fstat(copy.fileno())
-        archive = _index_tar(place, copy.name, (status.st_size, status.st_mtime_ns), copy)
+        archive = _index_tar(place, copy.name, version_of(status), copy)
     except BaseException:
         # On Windows an open file cannot be removed, so the copy must not stay open after a failure.
         copy.close()
@@ -183,7 +189,7 @@ def _indexed(place: str, stamp: tuple[int, int]) -> Archive:
     return archive
 
 
-def _index_tar(place: str, data: str, stamp: tuple[int, int], file: BinaryIO) -> Archive:
+def _index_tar(place: str, data: str, stamp: tuple[int, ...], file: BinaryIO) -> Archive:
     entries = (
         Member(m.name, m.offset_data, m.size, m.size, is_folder=m.isdir())
         for m in safe_members(place, file, "the archive")
@@ -192,7 +198,7 @@ def _index_tar(place: str, data: str, stamp: tuple[int, int], file: BinaryIO) ->
     return _index(place, data, stamp, entries)
 
 
-def _index(place: str, data: str, stamp: tuple[int, int], entries: Iterator[Member]) -> Archive:
+def _index(place: str, data: str, stamp: tuple[int, ...], entries: Iterator[Member]) -> Archive:
     """Check and index the files of an archive. Raises UserError for names that are no names of files in a folder."""
     position: dict[str, int] = {}
     folders: dict[str, set[str]] = {"": set()}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from linnaeus.data.batches import Rows, Subset
+from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import JobError, UserError, not_read
 from linnaeus.files import write_text
@@ -148,14 +152,16 @@ def refuse(path: Path, lines: list[str]) -> None:
         )
 
 
-def pixel_ids(rows: Rows) -> list[str]:
-    """Identifiers of decoded images: their location and modification time, and a checksum of the pixels if stored.
+def pixel_ids(rows: Rows, contents: np.ndarray) -> list[str]:
+    """Identifiers of decoded images: their paths and versions, and a checksum of the pixels if stored.
 
-    An equal location says that nothing was touched, an equal checksum that a copy elsewhere is the same.
+    `contents` (n,) uint64 are their content hashes. Equal versions say that nothing was touched, equal contents or
+    pixels that a copy elsewhere is the same.
     """
     store = rows.rows if isinstance(rows, Subset) else rows
-    content = [f"{store.checksum()} {len(rows)}"] if isinstance(store, PixelStore) else []
-    return [content_key(rows), *content]
+    pixels = [f"{store.checksum()} {len(rows)}"] if isinstance(store, PixelStore) else []
+    files = [] if (contents == UNKNOWN).any() else [hashlib.sha256(contents.tobytes()).hexdigest()]
+    return [content_key(rows), *pixels, *files]
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
             inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
-    engine.broadcast(lambda: _record_identity(identity, earlier, samples, folder))
+    engine.broadcast(lambda: _record_identity(identity, earlier, samples, table, contents, folder))
     return Prepared(
         recipe,
         table,
@@ -261,10 +261,16 @@ def _inspect(
 
 
 def _record_identity(
-    identity: Identity, earlier: Identity | None, samples: dict[str, Samples], folder: RunFolder
+    identity: Identity,
+    earlier: Identity | None,
+    samples: dict[str, Samples],
+    table: Table,
+    contents: np.ndarray,
+    folder: RunFolder,
 ) -> None:
     """Write the identity with the identifiers of the decoded images; refuse images that differ from the earlier run."""
-    identity.pixels = {split: pixel_ids(part.rows) for split, part in samples.items()}
+    hashes = {split: contents[part.kept(table.where(split))] for split, part in samples.items()}
+    identity.pixels = {split: pixel_ids(part.rows, hashes[split]) for split, part in samples.items()}
     if earlier is not None:
         refuse(folder.path, earlier.pixel_differences(identity))
     identity.write(folder.checkpoint)
