@@ -87,3 +87,38 @@ def test_features_replace_features_only(model: Path, tmp_path: Path, say, suffix
     assert model.read_bytes() == before
     out.write_bytes(before)
     assert say("embed", model, source, "--out", out).status == 2
+
+
+def test_no_image_is_written_among_the_images_that_are_read(
+    model: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch
+):
+    """The next `check` or `train` would take the sheets of `explain` as a class, and a grid as an image."""
+    source = write_images(tmp_path / "pictures", each=2)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    image = (source / "1" / "1 0.png").rename(loose / "a.png")
+    before = sorted(tmp_path.rglob("*"))
+    for place, command in (
+        (source, ("explain", model, "1")),
+        (source, ("explain", model, "1/1 1.png")),
+        (source, ("explain", model, "1/*.png")),
+        (source / "1", ("explain", model, "1 1.png")),
+        (source / "1", ("explain", model, ".", "--out", "../2/sheets")),
+        (tmp_path, ("explain", model, loose, "--out", loose / "sheets")),
+        (tmp_path, ("predict", model, source, "--grid", source / "1" / "grid.png")),
+        (tmp_path, ("predict", model, source / "0", "--grid", source / "1" / "grid.png")),
+        (loose, ("predict", model, ".", "--grid", "grid.png")),
+    ):
+        monkeypatch.chdir(place)
+        said = say(*command)
+        option = "--grid" if "--grid" in command else "--out"
+        assert (said.status, said.err.count("\n")) == (2, 1), command
+        assert f"error: {option} " in said.err
+        assert f": lies inside the source {loose if loose in (place, command[2]) else source}, " in said.err
+        assert said.err.endswith(f"; choose another {option} elsewhere\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.chdir(loose)  # a folder of which nothing is known, and one file of it
+    assert say("explain", model, image).status == 0
+    monkeypatch.chdir(tmp_path)
+    assert say("explain", model, "pictures/0", "loose").status == 0
+    assert say("predict", model, "pictures", "--grid", "grid.png").status == 0

@@ -41,7 +41,7 @@ def test_sheets_do_not_overwrite_each_other_or_the_images(here: Path, say):  # n
     long = here / "long" / ("n" * 240 + ".png")
     shutil.copy(here / "pics" / "0" / "0 0.png", long)
     before = (here / "a" / "X.png").read_bytes()
-    said = say("explain", "m.safetensors", "a", "b", "a/X.png", "long", "--out", "a")
+    said = say("explain", "m.safetensors", "a/X.png", "b", "a/X.png", "long", "--out", "a")
     assert said.status == 0, said
     made = ["X-explained.png", "x-2-explained.png", "X-3-explained.png", "n" * 80 + "-explained.png"]
     assert [line.rpartition("-> a/")[2] for line in said.out.splitlines()] == made

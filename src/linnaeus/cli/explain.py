@@ -92,7 +92,9 @@ def explain(
     classifier = load_model(model, device, code)
     console = make_console(sys.stderr)
     from linnaeus.cli.sheets import Sheets
+    from linnaeus.inference.inputs import refuse_among
 
+    refuse_among("--out", out, images, classifier.classes)
     sheets = Sheets.of(classifier, Path(out), class_name, method, stage, top or NEIGHBORS)
     if like is not None:
         sheets.compare_with(like, console)

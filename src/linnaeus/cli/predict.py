@@ -94,17 +94,15 @@ def predict(
     advice = f"run the same command again to continue {out}" if resumable else "run it again"
     here = join_processes(devices, advice)
     console = make_console(sys.stderr, silent=not here.is_main)
-    from linnaeus.inference.grid import GridSelection
-    from linnaeus.inference.membership import Membership
-
     with process_group(here, devices, device, advice) as group:
         with group.propagate_errors():
             _check_outputs(out, form, grid, images)
         file = group.broadcast(lambda: chosen_model(model, device, code, use, console))
         with group.propagate_errors():
             classifier = load_model(file, device, code)
+            selection = _grid_selection(grid, images, classifier)
         job = PredictionJob(classifier, group, images, form, _shown(top, classifier), out, console)
-        job.grid = GridSelection(GRID_SIZE, Membership.of_model(classifier.about, classifier.path)) if grid else None
+        job.grid = selection
         total, failed = job.run()
     if grid and job.grid and job.grid.total:
         _draw_grid(grid, job.grid, console)
@@ -267,6 +265,18 @@ def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextI
         return
     with click.open_file(out or "-", "w", encoding="utf-8", errors=ESCAPED) as stream:
         yield cast(TextIO, stream)
+
+
+def _grid_selection(grid: str | None, images: tuple[str, ...], classifier: Classifier) -> GridSelection | None:
+    """The images of the grid, still none. Raises UserError if the grid would lie among the images."""
+    from linnaeus.inference.grid import GridSelection
+    from linnaeus.inference.inputs import refuse_among
+    from linnaeus.inference.membership import Membership
+
+    if grid is None:
+        return None
+    refuse_among("--grid", grid, images, classifier.classes)
+    return GridSelection(GRID_SIZE, Membership.of_model(classifier.about, classifier.path))
 
 
 def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
