@@ -26,7 +26,7 @@ from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.ownership import is_in_progress
-from linnaeus.runs.parsing import csv_rows, recorded_source
+from linnaeus.runs.parsing import recorded_contents, recorded_source
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
@@ -164,10 +164,10 @@ def forget(
 def _warn_of_altered_copies(old: SolvedRun, after: Table, gone: np.ndarray, console: Console) -> None:
     """Warn of images that stay and look like altered copies of forgotten ones, if these still exist."""
     try:
-        forgotten = old.table(gone)
-    except UserError:  # an image is gone
+        # Without the cache, from which the forgotten images are removed.
+        forgotten = old.table(gone, cached=False)
+    except UserError:  # an image is gone or replaced
         return
-    # Without the cache, from which the forgotten images are removed.
     looks = RunHashes.of(compute_statistics(forgotten, cache=None), np.full(len(forgotten), "train"))
     found = np.flatnonzero(looks.copies(statistics_of_table(after), "test"))
     if len(found):
@@ -198,14 +198,10 @@ def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
 
 def _contents(old: SolvedRun) -> np.ndarray:
     """(n,) uint64: the content hashes of the images: those of split.csv, else of the files."""
-    folder = old.path.absolute()
-    return np.array(
-        [
-            int(text, 16) if (text := row.get("content")) else content_hash(str(folder / row["path"]))
-            for row in csv_rows(old.path / SPLIT)
-        ],
-        np.uint64,
-    )
+    folder, contents = old.path.absolute(), recorded_contents(old.path / SPLIT)
+    for i in np.flatnonzero(contents == UNKNOWN).tolist():
+        contents[i] = content_hash(str(folder / old.rows.texts[i]))
+    return contents
 
 
 def _changes(old: SolvedRun, named: np.ndarray, gone: np.ndarray, contents: np.ndarray) -> RunChanges:
@@ -243,7 +239,7 @@ def _purged_images(
     cache = default_cache()
     try:
         before = old.table()
-    except UserError:  # files that are to be forgotten are deleted already
+    except UserError:  # files that are to be forgotten are deleted or replaced already
         before = None
     if before is None:
         earlier, paths = EarlierRun(after, {}, True, (*old.forgotten, *changes.forgotten), changes=changes), []

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
+from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.readers.csvfile import open_rows, read_csv
 from linnaeus.data.readers.listfile import Rows
 from linnaeus.data.table import Table
@@ -22,7 +24,8 @@ from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import METRICS, RECIPE, SPLIT
 from linnaeus.runs.ownership import removed_if_empty
-from linnaeus.runs.parsing import read_metrics
+from linnaeus.runs.parsing import read_metrics, recorded_contents
+from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import Samples
 from linnaeus.training.setup.request import EarlierRun
 from linnaeus.training.setup.samples import load_samples
@@ -64,13 +67,16 @@ class SolvedRun:
         """What was removed from the runs that it comes from."""
         return tuple(self.model.data.get("forgotten", ()))
 
-    def table(self, kept: np.ndarray | None = None) -> Table:
+    def table(self, kept: np.ndarray | None = None, *, cached: bool = True) -> Table:
         """The images with their splits, in their order; with `kept` (n,) bool only these, and the others may be gone.
 
-        Raises UserError if an image is missing.
+        Without `cached`, the cache neither gives nor gets the content hashes by which they are compared with the run.
+        Raises UserError if an image is missing or has changed.
         """
         rows = self.rows if kept is None else _selected(self.rows, np.flatnonzero(kept).tolist())
         table = open_rows(str(self.path / SPLIT), [rows])
+        contents = recorded_contents(self.path / SPLIT)
+        self._refuse_changed(table, contents if kept is None else contents[kept], default_cache() if cached else None)
         if kept is None and set(table.classes) != set(self.model.classes):
             raise UserError(f"{self.path / SPLIT}: its classes are not those of the model; train the run again")
         source = Path((self.metrics.get("source") or {}).get("path") or self.path)
@@ -79,6 +85,18 @@ class SolvedRun:
         shown = dict(zip(self.model.classes, self.model.names, strict=True))
         names = tuple(shown.get(name, name) for name in table.classes)
         return dataclasses.replace(table, names=names, notes=(), root=root)
+
+    def _refuse_changed(self, table: Table, contents: np.ndarray, cache: Cache | None) -> None:
+        """Raise UserError if images have other content hashes than `contents` (n,): a run on them is another run."""
+        found = HashedImages(table, cache).hashes(np.arange(len(table)))
+        changed = np.flatnonzero((found != contents) & (found != UNKNOWN) & (contents != UNKNOWN))
+        if len(changed):
+            assert table.paths is not None
+            more = f" (so have {len(changed) - 1:,} more images)" if len(changed) > 1 else ""
+            raise UserError(
+                f"{table.paths[changed[0]]}: has changed since {self.path} was trained on it{more}; restore it, or "
+                "train again with `linnaeus train`"
+            )
 
     def samples(self, table: Table) -> dict[str, Samples]:
         """The decoded images of the run by split; none where no image of a split can be read. Raises DiskError."""
