@@ -122,3 +122,39 @@ def test_no_image_is_written_among_the_images_that_are_read(
     monkeypatch.chdir(tmp_path)
     assert say("explain", model, "pictures/0", "loose").status == 0
     assert say("predict", model, "pictures", "--grid", "grid.png").status == 0
+
+
+def test_results_replace_only_results_of_the_same_command(
+    model: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch
+):
+    """A rerun replaces its own file, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    source = write_images(tmp_path / "pictures", each=2)
+    commands = {
+        "evaluate": ("evaluate", model, source, "--json", "evaluate.json"),
+        "check": ("check", source, "--json", "check.json"),
+        "explain": ("explain", model, source / "0", "--json", "explain.json"),
+    }
+    for command in [*commands.values(), *commands.values()]:
+        said = say(*command)
+        assert said.status < 2, said.err
+    written = {name: Path(f"{name}.json").read_text() for name in commands}
+    for name, command in commands.items():
+        file = Path(command[-1])
+        for content in ('{"precious":1}', *(text for other, text in written.items() if other != name)):
+            file.write_text(content)
+            said = say(*command)
+            assert (said.status, said.err) == (
+                2,
+                f"error: --json {file}: exists and was not written by linnaeus {name}; remove it, or choose another "
+                "name\n",
+            )
+            assert file.read_text() == content
+    sheet = Path("explained") / "0 0-explained.png"
+    sheet.write_bytes(b"mine")
+    said = say("explain", model, source / "0" / "0 0.png")
+    assert said.status == 2
+    assert said.err.endswith(
+        f"--out {sheet}: exists and was not written by linnaeus; remove it, or choose another name\n"
+    )
+    assert sheet.read_bytes() == b"mine"

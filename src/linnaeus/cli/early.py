@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linnaeus.cli.replacing import refuse_to_replace
 from linnaeus.cli.settings import parse_settings
 from linnaeus.distributed.environment import process_info
 from linnaeus.errors import MODEL, UserError, did_you_mean, no_model, refuse_name
 from linnaeus.files import disk_errors
-from linnaeus.runs import layout
 from linnaeus.runs.ownership import taken
 
 if TYPE_CHECKING:  # pydantic takes long to import
@@ -38,8 +38,6 @@ OTHER_FORMATS = frozenset(
     )
 )  # fmt: skip
 """Suffixes of formats, by which another program would open a file."""
-MARKS = {".png": b"Matplotlib", ".html": b"<title>Data check of", ".htm": b"<title>Data check of"}
-"""What stands at the beginning of the images and pages that commands write."""
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -244,10 +242,11 @@ def check_new_folder(out: str) -> None:
     _check_writable(folder / "recipe.toml", folder)
 
 
-def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) -> None:
+def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = (), command: str | None = None) -> None:
     """Raise UserError or JobError if an output file cannot be written, or has the suffix of another format.
 
-    An existing file is replaced unless it belongs to a run, or is an image or a page that was not written here.
+    An existing file is replaced unless it belongs to a run, or is an image or a page that was not written here, or a
+    file of results that `command`, a key of `RESULTS`, did not write.
     `suffixes`: those of the formats that the option writes. Names without a suffix and devices are accepted.
     """
     if file is None:
@@ -261,19 +260,7 @@ def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = ()) 
     elif path.is_dir():
         raise UserError(f"{option} {file}: is a folder; give the name of a file")
     elif path.is_file():
-        _refuse_to_replace(option, path)
-
-
-def _refuse_to_replace(option: str, path: Path) -> None:
-    """Raise UserError for an existing file that must not be lost."""
-    if path.name in layout.FILES and (path.parent / layout.RECIPE).is_file():
-        raise UserError(f"{option} {path}: is a file of the run {path.parent}; choose another name")
-    mark = MARKS.get(path.suffix.lower())
-    if mark is not None:
-        with disk_errors(path), path.open("rb") as file:
-            start = file.read(2000)
-        if start and mark not in start:
-            raise UserError(f"{option} {path}: exists and was not written by linnaeus; choose another name")
+        refuse_to_replace(option, path, command)
 
 
 def check_beside(model: str) -> None:

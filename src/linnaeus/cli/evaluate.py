@@ -90,7 +90,7 @@ def evaluate(
     """
     with early.one_report():
         early.check_device(device)
-        early.check_output("--json", json_file, (".json",))
+        early.check_output("--json", json_file, (".json",), "evaluate")
         early.check_model(model)
         early.check_source(source)
         early.check_images(outside)
@@ -172,7 +172,7 @@ def compare(runs: tuple[str, ...], split: str | None, json_file: str | None) -> 
     pairs. If p is 0.05 or larger, the data do not show that either model is better. The test compares these models
     only: training the same recipe with another seed gives another model.
     """
-    early.check_output("--json", json_file, (".json",))
+    early.check_output("--json", json_file, (".json",), "compare")
     from linnaeus.files import write_text
     from linnaeus.runs.compare import compare_runs
 

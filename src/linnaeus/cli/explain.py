@@ -85,8 +85,8 @@ def explain(
     """
     _check_options(method, stage, like, because, top, csv_file)
     early.check_device(device)
-    early.check_output("--json", json_file, (".json",))
-    early.check_output("--csv", csv_file, (".csv",))
+    early.check_output("--json", json_file, (".json",), "explain")
+    early.check_output("--csv", csv_file, (".csv",), "explain --csv")
     early.check_model(model)
     early.check_images(images)
     classifier = load_model(model, device, code)

@@ -132,7 +132,7 @@ def _check_options(
     for option, value in (("--data", data), ("--split", split), ("--agree", agree), ("--json", json_file)):
         if value is not None and (exported or kind == "torchvision"):
             raise UserError(f"{option} {value}: {reason}; omit {option}")
-    early.check_output("--json", json_file, (".json",))
+    early.check_output("--json", json_file, (".json",), "export")
     if data is not None:
         early.check_source(data)
     # Only int8 changes answers by design; any other format must reproduce the original.

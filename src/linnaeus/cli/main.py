@@ -209,7 +209,7 @@ def check(
     Reports unreadable files, suspicious images, duplicates, leaks between splits, and problems with classes and
     labels. Exit status: 0 if no finding is an error, 1 if one is, 2 if SOURCE cannot be read.
     """
-    early.check_output("--json", json_file, (".json",))
+    early.check_output("--json", json_file, (".json",), "check")
     early.check_output("--gallery", gallery, (".html", ".htm"))
     from linnaeus.check.command import run
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linnaeus.cli.replacing import refuse_to_replace
 from linnaeus.console import Console
 from linnaeus.explain.neighbors import Gallery, Neighbor, gallery
 from linnaeus.explain.pulls import Pulls
@@ -123,7 +124,10 @@ class Sheets:
         if self.influence is not None:
             pulls = self.influence.pulls(prediction, explanation.target, self.top)
             examples += pulling_images(explanation, pulls)
-        sheet = ExplainedImage(explanation, self.method, self._new_file(prediction.path), neighbors, pulls)
+        file = self._new_file(prediction.path)
+        if file.is_file():
+            refuse_to_replace("--out", file)
+        sheet = ExplainedImage(explanation, self.method, file, neighbors, pulls)
         true = self.classifier.true_class(prediction.path)
         missing = draw_explanation(explanation, sheet.sheet, true=true, examples=examples)
         # Each missing character is reported once, whatever the number of sheets.
