@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scenes import scene
 from tiny import write_images, write_recipe
 
+import linnaeus
 from linnaeus.metrics.intervals import wilson
+from linnaeus.metrics.stratification import stratified_folds
+from linnaeus.training import solve
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
@@ -88,6 +92,30 @@ def test_copies_are_not_called_groups_where_no_groups_were_asked_for(say, patien
     assert " groups" not in said.out.partition("classes ")[0]
     assert "listed in check.json" not in said.err
     assert "findings  all are listed in check.json in the run folder" in said.out
+
+
+def test_a_head_is_not_judged_on_altered_copies_of_what_it_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for i in range(20):
+        for quality in (95, 85, 75):
+            for split, seed in (("train", i), ("valid", 100 + i)):
+                (folder := tmp_path / "images" / split / str(i % 2)).mkdir(parents=True, exist_ok=True)
+                scene(seed, 96, 80).save(folder / f"{i:02} {quality}.jpg", quality=quality)
+    folds: list[np.ndarray] = []
+
+    def keep(*args: Any, **more: Any) -> np.ndarray:
+        folds.append(stratified_folds(*args, **more))
+        return folds[-1]
+
+    monkeypatch.setattr(solve, "stratified_folds", keep)
+    recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1})
+    linnaeus.train(tmp_path / "images", str(recipe), out=tmp_path / "run", device="cpu")
+    # By class and name: the three copies of an image are neighbors.
+    assert len(folds) == 1
+    assert folds[0].min() >= 0
+    assert (folds[0].reshape(20, 3) == folds[0].reshape(20, 3)[:, :1]).all()
+    assert "train 60, valid 60\n" in capsys.readouterr().out, "only files with the same bytes are called copies there"
 
 
 @pytest.mark.parametrize(

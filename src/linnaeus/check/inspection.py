@@ -37,6 +37,8 @@ class Inspection:
     """Where all findings are; empty if there is nothing to warn of."""
     leaked: dict[str, np.ndarray] = field(default_factory=dict)
     """Split -> samples of the table, (k,) int64, with a copy in an earlier split."""
+    copies: np.ndarray | None = None
+    """(n,) int64: a number that copies in the table share; None if only files with the same bytes are known."""
     hashes: RunHashes | None = None
     """What altered copies of the training images are recognized by; None if the source holds no files."""
 
@@ -89,9 +91,11 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
         return Inspection({}, warnings, leaked=leaked)
     result = check_table(table, weights="stored", console=console, builder=builder)
     warnings = summary_lines(result.findings)
-    leaked = leaks(table, result.duplicates.groups(EXACT, COPY))
+    numbers = result.duplicates.groups(EXACT, COPY)
     hashes = RunHashes.of(result.statistics, table.split)
-    return Inspection(result.to_dict(), warnings, _where(table) if warnings else "", leaked, hashes)
+    return Inspection(
+        result.to_dict(), warnings, _where(table) if warnings else "", leaks(table, numbers), numbers, hashes
+    )
 
 
 def _where(table: Table) -> str:

@@ -62,6 +62,8 @@ class Samples:
     """(n,) int64"""
     groups: np.ndarray | None = None
     """(n,) int64: images with the same number belong together; None where each image is its own group."""
+    folds: np.ndarray | None = None
+    """As `groups`, and altered copies belong together too: what cross-validation must not separate."""
     earlier: EarlierRows | None = None
 
     def __len__(self) -> int:

@@ -103,7 +103,7 @@ class Phases:
         net = AboveCut(self.model, cut)
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
-            epoch, trials = solve_head(run, self.streams.train.groups, self.engine, self.console)
+            epoch, trials = solve_head(run, self.streams.train.folds, self.engine, self.console)
             self.recorder.record_penalties(number, trials)
             self._after_epoch(run, epoch)
             return

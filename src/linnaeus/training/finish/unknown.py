@@ -71,7 +71,7 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
         return None
     chosen = balanced_sample(samples.labels, most)
     labels = samples.labels[chosen]
-    groups = None if samples.groups is None else samples.groups[chosen]
+    groups = None if samples.folds is None else samples.folds[chosen]
     if stored is not None:
         values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
         return TrainingFeatures(values, labels, False, chosen, groups)

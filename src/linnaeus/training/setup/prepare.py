@@ -43,7 +43,7 @@ from linnaeus.training.setup.network import build_network, check_size, preproces
 from linnaeus.training.setup.request import Request, absolute_source
 from linnaeus.training.setup.resolve import refuse_split_settings, resolve_recipe
 from linnaeus.training.setup.resume import complete, latest_run
-from linnaeus.training.setup.samples import link_earlier, load_samples, measure_normalization
+from linnaeus.training.setup.samples import keep_together, link_earlier, load_samples, measure_normalization
 from linnaeus.training.setup.workspace import Workspace
 
 
@@ -138,13 +138,13 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     samples, unreadable, contents = engine.local_main_first(
         lambda: load_samples(table, recipe, preprocessing, request.strict, console, statistics)
     )
-    if request.earlier is not None:
-        link_earlier(samples, table, request.earlier)
+    link_earlier(samples, table, request.earlier)
     with engine.propagate_errors():
         inspection = Inspection()
         if engine.is_main:
             write_split(table, folder.file(SPLIT), contents)
             inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
+    keep_together(table, samples["train"], engine.broadcast(lambda: inspection.copies))
     if recipe.data.normalise == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, table, contents, folder))

@@ -69,6 +69,16 @@ def load_samples(
     return samples, unreadable, contents
 
 
+def keep_together(table: Table, train: Samples, copies: np.ndarray | None) -> None:
+    """Note the groups of training images for cross-validation; `copies` (n,) are numbers that copies in a table share.
+
+    A head that has seen a copy would be judged on what it knows, and so would its penalty.
+    """
+    kept = train.kept(table.where("train"))
+    # Counted from 1, because 0 is no copy of others.
+    train.folds = train.groups if copies is None else with_copies(train.groups, copies[kept] + 1)
+
+
 def _refuse_missing(table: Table, train: Samples) -> None:
     """Raise UserError if no training image of some class is readable."""
     n = len(table.classes)
@@ -79,10 +89,10 @@ def _refuse_missing(table: Table, train: Samples) -> None:
         raise UserError(f"{table.source}: no readable training image of {names}; add some, or remove the class")
 
 
-def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun) -> None:
-    """Note for each sample which image of an earlier run it is."""
+def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun | None) -> None:
+    """Note for each sample which image of an earlier run it is, if there is such a run."""
     for split, part in samples.items():
-        if split in earlier.samples:
+        if earlier is not None and split in earlier.samples:
             others = earlier.samples[split]
             known = others.kept(earlier.table.where(split))
             position = {earlier.table.sample_id(i): k for k, i in enumerate(known.tolist())}
