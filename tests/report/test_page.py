@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fabricate import fabricate, write_source
+from fabricate import draw, fabricate, write_source
 from tiny import settings, write_images, write_recipe
 from torch import Tensor, nn
 
 import linnaeus
 from linnaeus.cli.main import cli
 from linnaeus.console import Console
+from linnaeus.data.images.content import content_hash
 from linnaeus.data.sources import open_source
+from linnaeus.data.split import write_split
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.page import write_report
@@ -174,6 +176,20 @@ def test_a_deleted_image_leaves_a_gap(run: Path, tmp_path: Path):
     wrong = next(a for a in read_run(run).predictions["test"] if not a.correct)
     (tmp_path / "source" / wrong.sample).unlink()
     assert '<span class="none">no image</span>' in page_of(run)
+
+
+def test_an_image_that_was_replaced_since_is_not_shown_and_counted(run: Path, tmp_path: Path):
+    table = open_source(tmp_path / "source" / "images.csv")
+    hashes = np.array([content_hash(table.image(i)) for i in range(len(table))], np.uint64)
+    write_split(table, run / "split.csv", hashes)
+    whole = page_of(run)
+    assert "changed since" not in whole
+    pictures = sorted((tmp_path / "source" / "pictures").iterdir())
+    shown = [path for path in pictures if path.name in whole]
+    draw(200, 0).save(shown[0])
+    page = page_of(run)
+    assert len(IMAGE.findall(page)) < len(IMAGE.findall(whole))
+    assert re.search(r"\b1 of \d+ images for this page changed since the run and cannot be shown\.", page)
 
 
 def test_only_mistakes_have_heat_maps(run: Path, tmp_path: Path):

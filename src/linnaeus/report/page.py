@@ -80,7 +80,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
     kept = (best.get("phase"), best.get("epoch"))
     figures = run.metrics[run.split]
     score = "map" if run.several else "accuracy"
-    return {
+    values = {
         "run": run,
         "name": run.path.absolute().name,
         "split": run.split,
@@ -90,7 +90,6 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "interval": [typeset_percent(v, 1) for v in figures.get(f"{score}_ci95") or ()],
         "figures": figures,
         "facts": sections.facts(run),
-        "notes": _notes(run, images),
         "changes": changes_section(run),
         "metrics": sections.metrics(run),
         "classes": sections.classes(run, images),
@@ -105,6 +104,8 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "versions": {**run.metrics.get("versions", {}), **(run.metrics.get("executors") or {})},
         "fingerprint": run.metrics.get("fingerprint", ""),
     }
+    # Last: only now it is known which of the images that are shown have changed.
+    return values | {"notes": _notes(run, images)}
 
 
 def _curves(run: RunContents, best: int) -> list[Chart]:
@@ -155,8 +156,8 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
             f"{counted(removal['images'], 'image')} of an earlier run {was} removed with everything that was learned "
             f"from {them} (SHA-256 of the content hashes: {removal['sha256'][:16]}…)."
         )
-    if images.missing:
-        notes.append(f"No images are shown: {images.missing}")
+    if images.note:
+        notes.append(images.note)
     if run.split not in run.evaluation:
         notes.append(f"Figures by class and calibration are missing: this run has no {EVALUATION}.")
     return notes

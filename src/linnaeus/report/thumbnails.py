@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from linnaeus.console import counted
+from linnaeus.data.images.content import UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError, fit_row
 from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.data.readers.known_sources import known_sources, open_known
@@ -20,6 +22,8 @@ from linnaeus.errors import UserError
 from linnaeus.inference.source import open_for_recipe
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.heat_maps import HeatMaps
+from linnaeus.runs.layout import SPLIT
+from linnaeus.runs.parsing import recorded_contents
 from linnaeus.runs.reader import RunContents
 from linnaeus.stores.decoding import Decoding
 
@@ -62,6 +66,10 @@ class Thumbnails:
     draw_heat: HeatMaps | None = None
     stored: StoredRow | None = None
     missing: str = ""
+    contents: np.ndarray | None = None
+    """(n,) uint64: the content hashes of the images in the run; others of the same names are not shown."""
+    changed: int = 0
+    """Images that would have been shown so far, but are others than in the run."""
     _decoded: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     @cached_property
@@ -85,9 +93,26 @@ class Thumbnails:
         new = [i for i in new if i not in self._decoded]
         if self.table is None or not new:
             return
+        for i in filter(self._is_changed, new):
+            self._decoded[i] = None
+            self.changed += 1
+        new = [i for i in new if i not in self._decoded]
         rows = Decoding(self.table, np.array(new, np.int64), self.preprocessing.row_spec, available_cores(), None)
         for i, row in zip(new, rows.rows(), strict=True):
             self._decoded[i] = None if isinstance(row, UnreadableError) else self._crop(row)
+
+    def _is_changed(self, i: int) -> bool:
+        if self.contents is None or self.table is None or self.contents[i] == UNKNOWN:
+            return False
+        return content_hash(self.table.image(i)) not in (UNKNOWN, self.contents[i])
+
+    @property
+    def note(self) -> str:
+        """What a reader must know about the images so far; empty if all are those of the run."""
+        if self.missing:
+            return f"No images are shown: {self.missing}"
+        some = f"{self.changed:,} of {counted(len(self._decoded), 'image')}"
+        return f"{some} for this page changed since the run and cannot be shown." if self.changed else ""
 
     def image(self, i: int | None, side: int = SMALL) -> Thumbnail | None:
         """Image i as the network sees it; None if it cannot be read."""
@@ -126,14 +151,16 @@ def open_thumbnails(
     does not fit.
     """
     preprocessing = run.model.preprocessing
+    contents = None
     if table is None:
         try:
             table = _reopen(run, source)
+            contents = recorded_contents(run.path / SPLIT)
         except UserError as error:
             if source is not None:
                 raise
             return Thumbnails(preprocessing, None, missing=str(error))
-    return Thumbnails(preprocessing, table, heat, stored)
+    return Thumbnails(preprocessing, table, heat, stored, contents=contents)
 
 
 def _reopen(run: RunContents, source: str | None) -> Table:
