@@ -21,6 +21,7 @@ from linnaeus.training.finish.evaluation import limits_of
 from linnaeus.training.solve import _interval, _quality
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
+SEEN = "; no cross-validated accuracy, because the network below has been trained on these images\n"
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -45,13 +46,15 @@ def test_versions_of_one_image_do_not_narrow_the_interval():
     probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are judged alike
     head = SimpleNamespace(judged=np.arange(120), probabilities=probabilities)
     low, high = wilson(32, 40)
-    stated = _quality(cast(Any, head), labels, _interval(cast(Any, head), labels, images))
+    stated = _quality(cast(Any, head), labels, _interval(cast(Any, head), labels, images), views=3)
     found = [float(text) for text in re.findall(r"(\d+\.\d) %", stated.partition("interval")[2])]
-    assert "accuracy 80.0 % (96 of 120, " in stated
+    assert "accuracy 80.0 % (all views of 40 images, " in stated
     assert found[1] - found[0] > 100 * (high - low) - 0.1
 
 
-def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(tmp_path: Path):
+def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """A figure of 6 images says little where 54 others were each judged by a head that had not seen them."""
     source = write_idx(tmp_path / "idx", train=60, test=3)
     views = {"views": 2, "augment": {"hflip": 0.5}}
@@ -60,6 +63,7 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(t
     metrics = json.loads((run.path / "metrics.json").read_text())["valid"]
     held_out, valid = metrics["held_out"], metrics["accuracy_ci95"]
     assert held_out["n"] + metrics["n"] == 60
+    assert f"(all views of {held_out['n']} images, 95 % interval " in capsys.readouterr().out
     assert held_out["accuracy_ci95"][1] - held_out["accuracy_ci95"][0] < valid[1] - valid[0]
     stated = f"{100 * held_out['accuracy']:.2f} % of {held_out['n']} training images, each judged by a head"
     assert any(line.startswith(f"held out  {stated}") for line in run.trust)
@@ -68,12 +72,15 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(t
     # Where the network below was trained on these images, its held-out accuracy would be far too high.
     recipe = write_recipe(tmp_path / "t.toml", {}, {"train": ["head"], "head": "auto", "epochs": 1})
     trained = linnaeus.train(source, str(recipe), out=tmp_path / "trained", device="cpu", draw=False)
+    assert SEEN in capsys.readouterr().out
     assert "held_out" not in json.loads((trained.path / "metrics.json").read_text())["valid"]
     again = {"train": ["head"], "head": "auto", "epochs": 1}
     recipe = write_recipe(tmp_path / "u.toml", again)
     weights = str(trained.path / "model.safetensors")
     warm = linnaeus.train(source, str(recipe), out=tmp_path / "warm", device="cpu", draw=False, weights=weights)
     assert "held_out" not in json.loads((warm.path / "metrics.json").read_text())["valid"]
+    assert SEEN in (said := capsys.readouterr().out)
+    assert "cross-validated training accuracy" not in said
 
 
 def test_what_the_figures_cannot_tell_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

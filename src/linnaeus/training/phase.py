@@ -58,6 +58,8 @@ class PhaseRun:
 
     whole_micro_batch: int | None = None
     """The micro-batch of a single process that has all samples of a batch."""
+    seen: bool = False
+    """Whether the stages below the head were trained on the training images: cross-validation would flatter a head."""
     compiled: bool = False
     """Whether torch.compile translates the training pass."""
 

@@ -103,6 +103,7 @@ class Phases:
         net = AboveCut(self.model, cut)
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
+            run.seen = self.streams.body_has_seen(number - 1)
             epoch, trials = solve_head(run, self.streams.train.folds, self.engine, self.console)
             self.recorder.record_penalties(number, trials)
             self._after_epoch(run, epoch)

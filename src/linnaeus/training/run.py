@@ -215,6 +215,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.write_tuned
     streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed, prepared.unseen)
+    streams.seen = len(prepared.membership.earlier) > 0
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)
 

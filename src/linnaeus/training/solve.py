@@ -90,9 +90,12 @@ def _solve_on(
     images = counted(len(labels) // views, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     interval = _interval(head, labels, images_of)
-    console.say(
-        f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {_quality(head, labels, interval)}"
+    quality = (
+        "no cross-validated accuracy, because the network below has been trained on these images"
+        if run.seen
+        else _quality(head, labels, interval, views)
     )
+    console.say(f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {quality}")
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
@@ -131,20 +134,22 @@ def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) 
     return proportion_interval(hits, None if groups is None else groups[head.judged])
 
 
-def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float] | None) -> str:
+def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float] | None, views: int = 1) -> str:
     """Accuracy with its interval, or with several labels mean average precision, of the held-out probabilities.
 
-    `labels` (n, …) are those of all samples of the head.
+    `labels` (n, …) are those of all samples of the head: all images once for each of their `views`.
     """
+    images = counted(len(np.unique(head.judged % (len(labels) // views))), "image")
     whole, labels = len(head.judged) == len(labels), labels[head.judged]
     how = "cross-validated training" if whole else "one fold was held out: its"
     if interval is not None:
         hits = head.probabilities.argmax(1) == labels
-        counts = f"{hits.sum():,} of {len(hits):,}, 95 % interval {percent_range(interval)}"
-        return f"{how} accuracy {percent(hits.mean())} ({counts})"
+        # Of the views of an image, some may be hit and others not: there is no number of images that are hit.
+        counts = f"{hits.sum():,} of {len(hits):,}" if views == 1 else f"all views of {images}"
+        return f"{how} accuracy {percent(hits.mean())} ({counts}, 95 % interval {percent_range(interval)})"
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(probabilities) - np.log1p(-probabilities)
-    return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)} ({counted(len(labels), 'image')})"
+    return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)} ({images})"
 
 
 def linear_head(model: Network) -> nn.Linear:

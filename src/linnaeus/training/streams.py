@@ -70,6 +70,8 @@ class Streams:
     seed: int
     unseen: np.ndarray | None = None
     """(n,) bool: the validation samples that choose the model; None: all."""
+    seen: bool = False
+    """Whether the initial weights were trained on some of the images."""
 
     def __post_init__(self) -> None:
         self.device, self.group = self.frozen.device, self.frozen.group
@@ -102,6 +104,11 @@ class Streams:
     def frozen_body(self) -> bool:
         """Whether all phases train the head alone, so that the stages below it are those of the start."""
         return all(self.cut(phase) == self.frozen.model.stages[-1] for phase in self.phases)
+
+    def body_has_seen(self, number: int) -> bool:
+        """Whether what is below the head was trained on these images before phase `number`, counted from 0."""
+        head = self.frozen.model.stages[-1]
+        return self.seen or any(training_stages(self.frozen.model, p.train)[0] != head for p in self.phases[:number])
 
     def taken_over(self) -> dict[str, str]:
         """Number of views -> the mark of their store, if rows of an earlier run were reused."""
