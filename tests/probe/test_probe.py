@@ -308,6 +308,14 @@ def test_results_of_others_are_not_overwritten(place: Path, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"is not empty, and holds no probe\.json"):
         run(place, "A", out=tmp_path)
+    other = tmp_path / "other" / "probe.json"
+    other.parent.mkdir()
+    other.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"holds no probe\.json of a probe"):
+        run(place, "A", out=other.parent)
+    assert other.read_text() == '{"mine": 1}'
+    for _ in range(2):
+        run(place, "A", out=tmp_path / "mine")
     with pytest.raises(UserError, match="is a file"):
         run(place, "A", out=tmp_path / "notes.txt")
     with pytest.raises(UserError, match="lies inside the source"):
