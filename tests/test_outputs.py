@@ -19,7 +19,7 @@ def test_predictions_do_not_replace_files_of_the_user(model: Path, tmp_path: Pat
     notes.write_text("mine")
     before = image.read_bytes()
     for option, file, reason in (
-        ("--out", notes, "already exists and is another kind of file"),
+        ("--out", notes, "exists and was not written by this command"),
         ("--out", image, "unsupported format"),
         ("--out", tmp_path, "is a folder"),
         ("--grid", image, "exists and was not written by linnaeus"),
@@ -39,15 +39,19 @@ def test_exports_do_not_replace_files_of_the_user(model: Path, tmp_path: Path, s
     source = write_images(tmp_path / "pictures", each=2)
     notes, before = tmp_path / "notes.txt", model.read_bytes()
     notes.write_text("mine")
-    for out, reason in ((notes, "already exists"), (model, "already exists"), (tmp_path, "is a folder")):
+    for out, reason in ((notes, "exists"), (model, "exists"), (tmp_path, "is a folder")):
         said = say("export", model, "--to", "onnx", "--data", source, "--out", out)
         assert said.status == 2
         assert f"{out}: {reason}" in said.err
     assert notes.read_text() == "mine"
     assert model.read_bytes() == before
     export = tmp_path / "model.onnx"
-    export.write_bytes(b"an earlier export")
-    assert say("export", model, "--to", "onnx", "--data", source, "--out", export).status == 0
+    export.write_bytes(b"a network of the user's own")
+    assert f"{export}: exists" in say("export", model, "--to", "onnx", "--data", source, "--out", export).err
+    assert export.read_bytes() == b"a network of the user's own"
+    export.unlink()
+    for _ in range(2):  # its own file is replaced
+        assert say("export", model, "--to", "onnx", "--data", source, "--out", export).status == 0
 
 
 def test_no_command_replaces_a_file_of_a_run_or_a_page_of_the_user(model: Path, tmp_path: Path, say):
@@ -83,7 +87,7 @@ def test_features_replace_features_only(model: Path, tmp_path: Path, say, suffix
     source, before, out = write_images(tmp_path / "pictures", each=1), model.read_bytes(), tmp_path / f"f.{suffix}"
     for _ in range(2):
         assert say("embed", model, source, "--out", out).status == 0
-    assert "already exists and is another kind of file" in say("embed", model, source, "--out", model).err
+    assert "exists and was not written by this command" in say("embed", model, source, "--out", model).err
     assert model.read_bytes() == before
     out.write_bytes(before)
     assert say("embed", model, source, "--out", out).status == 2

@@ -206,7 +206,7 @@ def check_output(path: Path, is_ours: Callable[[Path], bool]) -> None:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file in it")
     if path.is_file() and path.stat().st_size and not is_ours(path):
-        raise UserError(f"{path}: already exists and is another kind of file; remove it, or choose another name")
+        raise UserError(f"{path}: exists and was not written by this command; remove it, or choose another name")
 
 
 def numbered(stem: Path) -> Path:

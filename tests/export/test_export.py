@@ -39,6 +39,7 @@ pytest.importorskip("onnxscript")
 
 CLASSES = ("0", "1", "2")
 QUIET = Console(quiet=True)
+EARLIER = b"\x0a\x06sha256\x12\x40" + b"0" * 64  # the checksum in the metadata of an export
 
 
 def write_run(folder: Path, network: Network, preprocessing: Preprocessing = GRAY, **more: Any) -> Path:
@@ -243,7 +244,7 @@ def test_a_file_that_does_not_agree_is_not_written(run: Path, data: Path, tmp_pa
     monkeypatch.setattr(int8, "SCHEMES", int8.SCHEMES[:1])
     monkeypatch.setattr(int8.TensorStatistics, "range", lambda self, how: (0.0, 1e-3))
     out = tmp_path / "m.onnx"
-    out.write_bytes(b"old")
+    out.write_bytes(EARLIER)
     output = say("export", run, "--to", "onnx-int8", "--data", data, "--out", out, "--json", tmp_path / "gate.json")
     assert output.status == 1
     assert "min-max, 7-bit weights: agrees on" in output.out
@@ -251,7 +252,7 @@ def test_a_file_that_does_not_agree_is_not_written(run: Path, data: Path, tmp_pa
     outcomes = [line.split()[0] for line in output.out.splitlines() if "-bit weights" in line]
     assert outcomes == ["rejected", "rejected"]
     assert "no file was written" in output.err
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == EARLIER
     written = json.loads((tmp_path / "gate.json").read_text())
     assert written["chosen"] is None
     assert "agrees on" in written["tried"][0]["refused"]
@@ -377,11 +378,11 @@ def test_a_network_too_large_for_one_file_is_refused_before_the_work(run: Path, 
 
 def test_a_full_disk_leaves_the_old_file(run: Path, data: Path, tmp_path: Path, monkeypatch):
     out = tmp_path / "m.onnx"
-    out.write_bytes(b"old")
+    out.write_bytes(EARLIER)
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(JobError, match=r"m\.onnx: no space left"):
         export_onnx(load(run, device="cpu"), "onnx", data=str(data), out=out, agree=0.99, console=QUIET)
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == EARLIER
 
 
 def test_an_export_finds_the_images_of_its_run(tmp_path: Path, data: Path):

@@ -24,7 +24,7 @@ from linnaeus.files import check_output
 from linnaeus.inference.classifier import Classifier
 from linnaeus.modelfile.agreement import FEW, Agreement, why_not_by_default
 from linnaeus.modelfile.exports import Verified, note
-from linnaeus.modelfile.onnx import KINDS
+from linnaeus.modelfile.onnx import KINDS, file_digest
 from linnaeus.modelfile.safetensors import MODEL, versions
 from linnaeus.text import percent
 
@@ -127,7 +127,7 @@ def export_onnx(
     # Both sides compute on the CPU, since the export is meant for machines without a GPU.
     classifier = classifier.on_cpu()
     path = out or classifier.path.with_name(KINDS[kind])
-    check_output(path, lambda path: path.suffix.lower() == ".onnx")  # before the work
+    check_output(path, lambda file: file_digest(file) is not None)  # before the work; every export has one
     samples = collect_samples(classifier.about, classifier.path, data, split)
     calibration = None
     # Images that set the ranges must not judge the result.
