@@ -23,8 +23,7 @@ from linnaeus.inference.source import open_for_recipe
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.runs.layout import SPLIT
-from linnaeus.runs.parsing import recorded_contents
-from linnaeus.runs.reader import RunContents
+from linnaeus.runs.reader import RunContents, recorded_contents
 from linnaeus.stores.decoding import Decoding
 
 SMALL, LARGE = 128, 224  # pixels per side: one of many examples, and an image to study

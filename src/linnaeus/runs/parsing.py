@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from linnaeus.errors import UserError, not_read
 from linnaeus.runs.layout import METRICS
 from linnaeus.text import plain_cell
@@ -65,12 +63,6 @@ def parse_rows(path: Path, rows: Iterable[dict[str, str]], parse: Callable[[dict
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}:{number}: invalid row {list(row.values())[:8]} ({reason}); {ADVICE}") from None
     return parsed
-
-
-def recorded_contents(path: Path) -> np.ndarray:
-    """(n,) uint64: the content hashes of the images that split.csv names, UNKNOWN where it has none."""
-    parsed = parse_rows(path, csv_rows(path), lambda row: int(row.get("content") or "0", 16))
-    return np.array(parsed, np.uint64)
 
 
 def read_metrics(run: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
 from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.model_selection import ModelSelection
-from linnaeus.runs.parsing import ADVICE, csv_rows, read_csv, read_json, read_metrics, read_text
+from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
@@ -233,3 +233,9 @@ def read_check(path: Path) -> RecordedCheck | None:
             f"{path}: not the output of a check ({type(error).__name__}: {error}); run `linnaeus check --json` again"
         ) from None
     return RecordedCheck(findings, list(map(str, notes)))
+
+
+def recorded_contents(path: Path) -> np.ndarray:
+    """(n,) uint64: the content hashes of the images that split.csv names, UNKNOWN where it has none."""
+    parsed = parse_rows(path, csv_rows(path), lambda row: int(row.get("content") or "0", 16))
+    return np.array(parsed, np.uint64)

@@ -26,7 +26,8 @@ from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.ownership import is_in_progress
-from linnaeus.runs.parsing import recorded_contents, recorded_source
+from linnaeus.runs.parsing import recorded_source
+from linnaeus.runs.reader import recorded_contents
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents

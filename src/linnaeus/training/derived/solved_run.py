@@ -24,7 +24,8 @@ from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.layout import METRICS, RECIPE, SPLIT
 from linnaeus.runs.ownership import removed_if_empty
-from linnaeus.runs.parsing import read_metrics, recorded_contents
+from linnaeus.runs.parsing import read_metrics
+from linnaeus.runs.reader import recorded_contents
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.samples import Samples
 from linnaeus.training.setup.request import EarlierRun
