@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tiny import write_idx, write_images, write_label_sets, write_recipe
 import linnaeus
 from linnaeus.check.inspection import group_copies, inspect
 from linnaeus.console import Console
+from linnaeus.data.images.content import content_hash
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
@@ -102,13 +105,21 @@ def test_files_of_one_size_are_copies_only_with_the_same_bytes(tmp_path: Path):
     assert split_table(table, valid=0.3, test=0.2, seed=0).counts()["valid"].tolist() == [6, 6]
 
 
-def test_a_source_of_copies_says_why_nothing_can_be_held_out(tmp_path: Path):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_source_of_copies_says_why_nothing_can_be_held_out(tmp_path: Path, several: bool):
     for label in "ab":
         (tmp_path / label).mkdir()
         for i in range(10):
             Image.new("L", (28, 28), ord(label)).save(tmp_path / label / f"{i}.png")
-    with pytest.raises(UserError, match=r"for valid .*\(20 of 20 have exact copies"):
-        split_table(open_source(tmp_path), valid=0.3, test=0, seed=0)
+    table = open_source(tmp_path)
+    if several:
+        table = replace(table, labels=table.labels[:, None] == np.arange(2))
+    with (
+        mock.patch("linnaeus.data.split.content_hash", wraps=content_hash) as read,
+        pytest.raises(UserError, match=r"for valid .*\(20 of 20 have exact copies"),
+    ):
+        split_table(table, valid=0.3, test=0, seed=0)
+    assert read.call_count == 20, "each file is read once"
 
 
 def test_copies_merge_the_groups_of_a_column(tmp_path: Path):

@@ -64,8 +64,7 @@ def split_table(
     if not (has["train"] or has[""]):
         raise UserError(f"{table.source}: no training images; add a train split, or evaluate a model on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
-    choose = _choose_by_label if table.several else _choose
-    split[pool] = choose(table, pool, {"test": test, "valid": valid}, seed, trained)
+    split[pool] = _divide(table, pool, {"test": test, "valid": valid}, seed, trained)
     kept = class_counts(table.labels[split == "train"], len(table.classes))
     seen = class_counts(table.labels, len(table.classes))
     lost = [table.classes[i] for i in np.flatnonzero((kept == 0) & (seen > 0))]
@@ -74,11 +73,32 @@ def split_table(
     return dataclasses.replace(table, split=split)
 
 
-def _choose(
+def _divide(
     table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
 ) -> np.ndarray:
     """Splits (k,) "<U5" of the samples `pool` (k,): "train", a key of `shares`, or the split of its group."""
-    units, fixed = _units(table, pool, trained, copies=any(shares.values()))
+    copies = _copies(table, pool) if any(shares.values()) else {}
+    units, fixed = _units(table, pool, trained, copies)
+    choose = _choose_by_label if table.several else _choose
+    chosen = choose(table, pool, units, fixed, shares, seed)
+    for name, share in shares.items():
+        if share > 0 and name not in chosen.values():
+            raise UserError(
+                f"{table.source}: no images can be set aside for {name} while every class keeps one to train on "
+                f"({_reason(table, pool, trained, copies)}); add images, or set the share {name} = 0"
+            )
+    return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
+
+
+def _choose(
+    table: Table,
+    pool: np.ndarray,
+    units: Mapping[str, list[int]],
+    fixed: Mapping[str, str],
+    shares: Mapping[str, float],
+    seed: int,
+) -> dict[int, str]:
+    """Sample of the pool -> its split, as far as it is not train; `units` and `fixed` come from `_units`."""
     labels = table.labels.tolist()
     trainable = table.split == "train"
     trainable[pool] = True
@@ -99,13 +119,7 @@ def _choose(
                 if best in need:
                     need[best][c] -= k
             chosen |= dict.fromkeys(units[unit], best)
-    for name in need:
-        if name not in chosen.values():
-            raise UserError(
-                f"{table.source}: no images can be set aside for {name} while every class keeps one to train on "
-                f"({_reason(table, pool, trained)}); add images, or set the share {name} = 0"
-            )
-    return np.array([chosen.get(index, "train") for index in pool.tolist()], dtype="<U5")
+    return chosen
 
 
 def _most_in_need(size: Mapping[int, int], need: Mapping[str, list[int]]) -> str:
@@ -118,14 +132,14 @@ def _most_in_need(size: Mapping[int, int], need: Mapping[str, list[int]]) -> str
     return best if gains.get(best, 0) > 0 else "train"
 
 
-def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None) -> str:
+def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None, copies: Mapping[int, int]) -> str:
     """Why no samples of the pool can be set aside."""
     if trained is not None and trained[pool].any():
         return f"the initial weights were trained on {int(trained[pool].sum()):,} of {len(pool):,}"
     if table.groups is not None:
         return "the groups are too large"
-    copies = len(_copies(table, pool))
-    return f"{copies:,} of {len(pool):,} have exact copies, which stay together" if copies else "there are too few"
+    n = len(copies)
+    return f"{n:,} of {len(pool):,} have exact copies, which stay together" if n else "there are too few"
 
 
 def _draw(seed: int, name: str) -> bytes:
@@ -134,10 +148,14 @@ def _draw(seed: int, name: str) -> bytes:
 
 
 def _choose_by_label(
-    table: Table, pool: np.ndarray, shares: dict[str, float], seed: int, trained: np.ndarray | None
-) -> np.ndarray:
+    table: Table,
+    pool: np.ndarray,
+    units: Mapping[str, list[int]],
+    fixed: Mapping[str, str],
+    shares: Mapping[str, float],
+    seed: int,
+) -> dict[int, str]:
     """As `_choose`, for images with several labels."""
-    units, fixed = _units(table, pool, trained, copies=any(shares.values()))
     free = [unit for unit in units if unit not in fixed]
     counts = np.array([table.labels[units[unit]].sum(0) for unit in free], np.int64).reshape(-1, len(table.classes))
     sizes = np.array([len(units[unit]) for unit in free], np.int64)
@@ -149,15 +167,8 @@ def _choose_by_label(
     wanted = np.array([1.0 - sum(apart), *apart])
     part = iterative_stratification(counts, sizes, wanted, ranks)
     _keep_one_in_training(part, counts, sizes)
-    chosen = {unit: names[p] for unit, p in zip(free, part.tolist(), strict=True)} | fixed
-    for name in names:
-        if name not in chosen.values():
-            raise UserError(
-                f"{table.source}: no images can be set aside for {name} ({_reason(table, pool, trained)}); add images, "
-                f"or set the share {name} = 0"
-            )
-    by_sample = {i: chosen[unit] for unit, members in units.items() for i in members}
-    return np.array([by_sample[i] for i in pool.tolist()], dtype="<U5")
+    chosen = {**fixed, **{unit: names[p] for unit, p in zip(free, part.tolist(), strict=True)}}
+    return {i: chosen[unit] for unit, members in units.items() for i in members}
 
 
 def _keep_one_in_training(part: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> None:
@@ -169,18 +180,17 @@ def _keep_one_in_training(part: np.ndarray, counts: np.ndarray, sizes: np.ndarra
 
 
 def _units(
-    table: Table, pool: np.ndarray, trained: np.ndarray | None, *, copies: bool
+    table: Table, pool: np.ndarray, trained: np.ndarray | None, copies: Mapping[int, int]
 ) -> tuple[dict[str, list[int]], dict[str, str]]:
     """What must stay together: unit -> its samples in the pool; and unit -> its split, where that is decided already.
 
-    A unit is a group, or else a sample; with `copies`, together with its exact copies. An image that is listed twice is
-    one unit, so that it cannot be in two splits.
+    A unit is a group, or else a sample with its `copies` (see `_copies`). An image that is listed twice is one unit, so
+    that it cannot be in two splits.
     """
-    first = _copies(table, pool) if copies else {}
 
     def unit(i: int) -> str:
         group = table.groups[i] if table.groups is not None else ""
-        return f"group {visible(group)}" if group else table.sample_id(first.get(i, i))
+        return f"group {visible(group)}" if group else table.sample_id(copies.get(i, i))
 
     units: dict[str, list[int]] = {}
     for index in pool.tolist():
