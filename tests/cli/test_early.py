@@ -62,6 +62,10 @@ TRAIN = {
         "--set data.siz: unknown key (did you mean size",
     ),
     "size without a recipe": ("images --set data.size=999", "error: data: resize = 256 is smaller than size = 999"),
+    "split without a recipe": (
+        "images --set data.split.valid=0.9 --set data.split.test=0.5",
+        "error: data.split: valid + test is 1.4, which leaves nothing",
+    ),
     "value": (
         "images --recipe r.toml --set phase.1.lr=fast",
         "phase.1.lr = 'fast': expected a number above 0, or \"auto\"",

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from linnaeus.errors import UserError
-from linnaeus.recipe import Recipe, load_recipe, parse_setting, recipe_names, recipe_text, validate
+from linnaeus.recipe import (
+    Recipe,
+    load_recipe,
+    parse_setting,
+    recipe_names,
+    recipe_text,
+    validate,
+    without_recipe,
+)
 
 MINIMAL = {
     "model": {"name": "mini_resnet"},
@@ -125,6 +133,7 @@ def test_epochs_of_a_solved_head_are_refused_with_what_works():
     with pytest.raises(UserError, match=r"phase\.1: epochs = 5: head = .auto. is solved in one step") as caught:
         load_recipe("photos", {}, [5])
     assert 'set head = "train" and lr = "auto"' in str(caught.value)
+    assert without_recipe(caught.value, "photos").startswith("phase.1: epochs = 5"), "--epochs, and no --set, gave them"
     advised = load_recipe("photos", {"phase.1.head": "train", "phase.1.lr": "auto"}, [5])
     assert advised.phase[0].epochs == 5
     assert load_recipe("scratch", {}, [5]).phase[0].epochs == 5

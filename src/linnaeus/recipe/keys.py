@@ -86,6 +86,11 @@ def normalized(name: str) -> str:
     return name.strip("-").lower().replace("-", "_")
 
 
+def is_table(key: str) -> bool:
+    """Whether a dotted key is that of a table: `data.split`, `phase.2`."""
+    return _table(key.split(".")) in (prefix for prefix, _ in _tables())
+
+
 def explain_unknown(key: str) -> str:
     """What to write instead of an unknown dotted key: " (did you mean phase.1.lr?)", a reason, or nothing."""
     *parents, last = key.split(".")

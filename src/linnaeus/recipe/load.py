@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 
 from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, next_step, visible
-from linnaeus.recipe.keys import expand, refuse_unused
+from linnaeus.recipe.keys import expand, is_table, refuse_unused
 from linnaeus.recipe.mistakes import explain
 from linnaeus.recipe.spec import Recipe
 
@@ -105,7 +105,7 @@ def without_recipe(error: UserError, name: str) -> str:
         return message
     mistake = message.removeprefix(prefix)
     # Keys that contradict each other are a mistake of their table, which nobody sets.
-    return mistake if mistake.partition(":")[0] in ("data", "model", "phase") else f"--set {mistake}"
+    return mistake if is_table(mistake.partition(":")[0]) else f"--set {mistake}"
 
 
 def validate(raw: dict[str, Any], origin: str) -> Recipe:
