@@ -50,8 +50,9 @@ def auc_influences(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.
 def area_interval(
     area: float, influences: np.ndarray, fewest: int, groups: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """95 % interval of an area with the influences (n,) of its images; `groups` (n,) int64, None where there are none.
+    """95 % interval of an area with the influences (n,) of its images.
 
+    `groups` (n,) int64 are numbered from 0 on without gaps; None where each image stands alone.
     At exactly 0 or 1 the variance is 0. The interval is then the exact one of a proportion of 0 or 1 of `fewest`, the
     number of images, or of groups, of the smaller kind.
     """
@@ -60,7 +61,7 @@ def area_interval(
         return (bound, 1.0) if area == 1 else (0.0, 1 - bound)
     quantile = NORMAL_QUANTILE
     if groups is not None:
-        influences = np.bincount(np.unique(groups, return_inverse=True)[1], weights=influences)
+        influences = np.bincount(groups, weights=influences)
         if (k := len(influences)) == 1:
             return 0.0, 1.0
         quantile = math.sqrt(k / (k - 1)) * student_quantile(k - 1)
@@ -79,15 +80,17 @@ def roc_estimates(
     """
     estimates, areas, fewest = list[Estimate](), list[float](), math.inf
     total: np.ndarray | float = 0.0
+    if groups is not None:  # once for all classes
+        groups = np.unique(groups, return_inverse=True)[1]
     for scores, positive in classes:
         if positive.all() or not positive.any():
             estimates.append(Estimate(None))
             continue
         area, influences = auc_influences(scores, positive)
-        units = [len(np.unique(part)) for part in _kinds(groups, positive)]
-        estimates.append(Estimate(area, area_interval(area, influences, min(units), groups)))
+        smaller = min(_units(groups, positive), _units(groups, ~positive))
+        estimates.append(Estimate(area, area_interval(area, influences, smaller, groups)))
         areas.append(area)
-        total, fewest = total + influences, min(fewest, *units)
+        total, fewest = total + influences, min(fewest, smaller)
     if not areas:
         return estimates, Estimate(None)
     mean = float(np.mean(areas))
@@ -95,7 +98,6 @@ def roc_estimates(
     return estimates, Estimate(mean, area_interval(mean, total / len(areas), int(fewest), groups))
 
 
-def _kinds(groups: np.ndarray | None, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The groups of the images of either kind, or their indices."""
-    units = np.arange(len(positive)) if groups is None else groups
-    return units[positive], units[~positive]
+def _units(groups: np.ndarray | None, rows: np.ndarray) -> int:
+    """Number of images `rows`, (n,) bool, or of their groups."""
+    return int(np.count_nonzero(rows if groups is None else np.bincount(groups[rows])))
