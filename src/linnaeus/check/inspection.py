@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.check.data_check import check_table, copies, leaks, near_duplicates
-from linnaeus.check.duplicates import COPY, EXACT, connected
+from linnaeus.check.duplicates import COPY, EXACT
 from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, Table
@@ -21,6 +21,7 @@ from linnaeus.inference.perceptual import RunHashes, comparable
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.multilabel import Headline, headline
 from linnaeus.metrics.outputs import Outputs
+from linnaeus.stores.contents import with_copies
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
 
@@ -68,10 +69,9 @@ def group_copies(table: Table, console: Console) -> Table:
 
 def merge_groups(table: Table, copies: np.ndarray) -> Table:
     """`table` with images of the same number in `copies` (n,) in one group, together with their groups so far."""
-    names = table.groups or ("",) * len(table)
-    numbers = table.group_numbers(np.arange(len(table)))
-    edges = [*enumerate(copies.tolist()), *([] if numbers is None else enumerate(numbers.tolist()))]
-    merged = connected(len(table), np.array(edges))
+    names, alone = table.groups or ("",) * len(table), np.arange(len(table))
+    numbers = with_copies(table.group_numbers(alone), copies + 1)  # 0 would be no copy of others
+    merged = alone if numbers is None else numbers
     sizes = np.bincount(merged)
     groups = (f"group {g}" if sizes[g] > 1 or names[i] else "" for i, g in enumerate(merged.tolist()))
     return replace(table, groups=tuple(groups))
