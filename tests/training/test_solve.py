@@ -81,6 +81,12 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     assert "held_out" not in json.loads((warm.path / "metrics.json").read_text())["valid"]
     assert SEEN in (said := capsys.readouterr().out)
     assert "cross-validated training accuracy" not in said
+    # Of other images it knows nothing.
+    other = write_images(tmp_path / "other", each=20)
+    linnaeus.train(other, str(recipe), out=tmp_path / "others", device="cpu", draw=False, weights=weights)
+    assert SEEN not in (said := capsys.readouterr().out)
+    assert "cross-validated training accuracy" in said
+    assert "held_out" in json.loads((tmp_path / "others" / "metrics.json").read_text())["valid"]
 
 
 def test_what_the_figures_cannot_tell_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -44,6 +44,11 @@ class Membership:
         known = contents != UNKNOWN
         return cls({split: np.unique(contents[known & (splits == split)]) for split in SPLITS}, earlier)
 
+    @property
+    def trained_before(self) -> bool:
+        """Whether the initial weights were trained on some of the training images."""
+        return bool(np.isin(self.hashes["train"], self.earlier).any())
+
     def to_dict(self) -> dict[str, str]:
         """For the model file: by split, the 48-bit hashes in ascending order, in base64."""
         parts = dict(self.hashes) | ({EARLIER: self.earlier} if len(self.earlier) else {})

@@ -214,8 +214,8 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     frozen.round_as(recipe.model.frozen, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.write_tuned
-    streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed, prepared.unseen)
-    streams.seen = len(prepared.membership.earlier) > 0
+    seen, unseen = prepared.membership.trained_before, prepared.unseen
+    streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed, unseen, seen)
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)
 

@@ -71,7 +71,7 @@ class Streams:
     unseen: np.ndarray | None = None
     """(n,) bool: the validation samples that choose the model; None: all."""
     seen: bool = False
-    """Whether the initial weights were trained on some of the images."""
+    """Whether the initial weights were trained on some of the training images."""
 
     def __post_init__(self) -> None:
         self.device, self.group = self.frozen.device, self.frozen.group

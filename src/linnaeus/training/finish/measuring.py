@@ -43,11 +43,9 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
 
     evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
     evaluation.names = prepared.table.names
-    # Only where nothing below the head has been trained on these images, here or before.
-    if prepared.recipe.phase[0].head == "auto" and len(prepared.recipe.phase) == 1:
+    if [phase.head for phase in prepared.recipe.phase] == ["auto"] and not streams.body_has_seen(0):
         trials = prepared.engine.broadcast(lambda: read_penalties(prepared.folder.path).get(1, []))
-        if not len(prepared.membership.earlier):
-            evaluation.held_out = held_out_figures(trials, evaluation.figures)
+        evaluation.held_out = held_out_figures(trials, evaluation.figures)
     return evaluation
 
 
