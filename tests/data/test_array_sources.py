@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laid_out import refused
 
+from linnaeus.data.archives.tar import read_files
 from linnaeus.data.readers.cifar import CIFAR100
 from linnaeus.data.readers.idx import read_idx
 from linnaeus.data.sources import open_source
@@ -159,10 +161,14 @@ def test_damaged_cifar(tmp_path: Path):
     (tmp_path / "cut.tar").write_bytes(pack(tmp_path / "c.tar", files, "w").read_bytes()[:20_000])
     refused(tmp_path / "cut.tar", "cut.tar: not a readable tar archive", "unexpected end of data")
     other = pack(tmp_path / "other.tar.gz", {"x/readme": b"hello"})
-    refused(other, "holds neither images nor CIFAR binaries", "but 1 other file: readme; pack a folder")
+    with mock.patch("linnaeus.data.readers.cifar.read_files", wraps=read_files) as read:
+        refused(other, "holds neither images nor CIFAR binaries", "but 1 other file: readme; pack a folder")
+    assert read.call_count == 1, "an archive is decompressed once"
     refused(pack(tmp_path / "empty.tar", {}, "w"), "empty.tar: holds no files; pack the folder again")
     python = pack(tmp_path / "python.tar.gz", {"cifar-10-batches-py/data_batch_1": b"hello"})
     refused(python, "python.tar.gz: the Python version of CIFAR, which is pickled")
+    (tmp_path / "folders" / "data_batch_1.bin").mkdir(parents=True)
+    refused(tmp_path / "folders", "folders: holds no files of CIFAR")
     refused(lay(tmp_path / "one", {"x.bin": b""}) / "x.bin", "one file of several; give its folder")
 
 
@@ -293,6 +299,7 @@ def test_any_archive_bytes(tmp_path: Path, raw: bytes, at: int, zipped: bool):
 BOMBS = """
 import gzip, io, resource, sys, tarfile
 from pathlib import Path
+from unittest import mock
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))

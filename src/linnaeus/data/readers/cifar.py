@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def open_cifar(source: str, path: Path) -> Table:
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
     release = next((release for name in files if (release := _release(name))), None)
     if release is None:
-        raise _without_binaries(path)
+        raise UserError(f"{path}: holds no files of CIFAR (data_batch_1.bin ... or train.bin); download it again")
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     split: list[str] = []
@@ -137,10 +138,18 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    for name, data in read_files(path, _wanted, ARCHIVE_LIMIT):
+    seen: list[str] = []
+
+    def wanted(name: str) -> bool:
+        seen.append(name)
+        return _wanted(name)
+
+    for name, data in read_files(path, wanted, ARCHIVE_LIMIT):
         if name in files:
             raise UserError(f"{path}: contains {name} twice; download it again")
         files[name] = data
+    if not any(map(_release, files)):
+        raise _without_binaries(path, seen)
     return files
 
 
@@ -151,11 +160,8 @@ def _pickled(path: Path) -> UserError:
     )
 
 
-def _without_binaries(path: Path) -> UserError:
-    """The error for an archive with neither images nor binary files: what it holds instead."""
-    seen: list[str] = []
-    for _ in read_files(path, lambda name: bool(seen.append(name)), ARCHIVE_LIMIT):  # type: ignore[func-returns-value]
-        pass
+def _without_binaries(path: Path, seen: Sequence[str]) -> UserError:
+    """The error for an archive with neither images nor binary files: what it holds instead, files called `seen`."""
     if not seen:
         return UserError(f"{path}: holds no files; pack the folder again")
     if set(seen) & set(PICKLED):
