@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import tarfile
 import threading
 import tracemalloc
@@ -27,6 +29,7 @@ from linnaeus.data.readers.shards import INDEX
 from linnaeus.data.readers.shardwriter import write_shards
 from linnaeus.data.sources import open_source
 from linnaeus.errors import JobError, UserError
+from linnaeus.stores.decoding import Decoding
 from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.pixelstore import StreamedRows
 
@@ -217,6 +220,18 @@ def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.M
     foreign(tmp_path / "set" / "val-0.tar", *sample("c", "10"), *sample("d", "10"))
     assert len(open_source(tmp_path / "set")) == 5, "a shard that has changed is read again"
     assert len(open_source(foreign(tmp_path / "one.tar", *sample("a", "x"), *sample("b", "y")))) == 2
+
+
+def test_a_shard_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path: Path):
+    place, signatures = tmp_path / "set.tar", []
+    for label in ("x", "y"):
+        new = foreign(tmp_path / "new" / "set.tar", *sample("a", label), *sample("b", "z"))
+        os.utime(new, (1, 1))
+        shutil.copy2(new, place)
+        table = open_source(place)
+        assert table.classes == (label, "z")
+        signatures.append(Decoding(table, np.arange(2), RowSpec(8), 1, None).signatures.tolist())
+    assert not set(signatures[0]) & set(signatures[1])
 
 
 @pytest.mark.parametrize(

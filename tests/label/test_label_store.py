@@ -96,6 +96,16 @@ def test_edits_of_the_file_are_answers_and_missing_rows_are_restored(tmp_path: P
     assert current(store) == shown(store) == {"a.jpg": "tulip", "b.jpg": "rose", "c.jpg": "lily", "d.jpg": "rose"}
 
 
+def test_an_edit_that_keeps_the_size_and_the_time_of_the_file_is_an_answer(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    status = store.csv.stat()
+    store.csv.write_text(store.csv.read_text().replace("rose", "lily"))
+    os.utime(store.csv, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store.answer([Answer("b.jpg", "rose")])
+    assert current(store) == shown(store) == {"a.jpg": "lily", "b.jpg": "rose"}
+
+
 @pytest.mark.parametrize("kept", [0, 3, 8, 20, -1])
 def test_a_torn_row_is_no_edit(tmp_path: Path, kept: int):
     """A process was killed while it wrote the row of an answer, which is in the journal."""

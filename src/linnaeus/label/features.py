@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from linnaeus.check.duplicates import COPY_RADIUS
+from linnaeus.data import tree
 from linnaeus.data.images.decode import UnreadableError
 from linnaeus.data.images.hashing import FLAT, difference_hashes
-from linnaeus.data.version import version_of
 from linnaeus.device import available_cores
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError
@@ -226,7 +226,7 @@ class Features:
     def _signature(self, i: int) -> int:
         """Identifies the image by path and version."""
         try:
-            text = f"{self.paths[i]}\0{version_of((self.folder / self.paths[i]).stat())}"
+            text = f"{self.paths[i]}\0{tree.version(self.folder / self.paths[i])}"
         except OSError:
             text = self.paths[i]
         digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from linnaeus.data import tree
 from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.readers.csvfile import read_csv
 from linnaeus.errors import UserError, described
@@ -38,8 +39,8 @@ class LabelStore:
     journal: Journal
     problem: str = ""
     """Why the files do not hold what the journal holds; empty if they do."""
-    _written: tuple[int, int] | None = None
-    """Size and time of the file as this process has written it; None: unknown."""
+    _written: tuple[int, ...] | None = None
+    """Version of the file as this process has written it; None: unknown."""
 
     @classmethod
     def open(cls, folder: Path, csv_file: Path) -> LabelStore:
@@ -111,8 +112,8 @@ class LabelStore:
 
     def _take_over_edits(self) -> None:
         """Append rows that were added, or given another label, since the CSV was written."""
-        stamp = self._stamp()
-        if stamp is None or stamp == self._written:
+        version = self._version()
+        if version is None or version == self._written:
             return
         # A row that states an answer of the journal, with its time, is an old one that was not yet replaced.
         known = {(a.path, a.label, record.time) for record in self.journal.records for a in record.answers}
@@ -154,17 +155,16 @@ class LabelStore:
                 rows.append([self._inside(self.csv, path), label, row.get("provenance", ""), row.get("time", "")])
         return rows
 
-    def _stamp(self) -> tuple[int, int] | None:
+    def _version(self) -> tuple[int, ...] | None:
         try:
-            status = self.csv.stat()
+            return tree.version(self.csv)
         except FileNotFoundError:
             return None
-        return status.st_size, status.st_mtime_ns
 
     def _write(self, answers: Sequence[Answer], new: bool) -> None:
         """Append the rows of the last record where all images are new, otherwise write the file again."""
         plain = new and all(a.label for a in answers) and len({a.path for a in answers}) == len(answers)
-        if not plain or self._written is None or self._stamp() != self._written:
+        if not plain or self._written is None or self._version() != self._written:
             self._rewrite()
             return
         self._written = None  # until it is complete
@@ -172,7 +172,7 @@ class LabelStore:
             file.write(self._lines(self.journal.records[-1]))
             file.flush()
             os.fsync(file.fileno())
-        self._written = self._stamp()
+        self._written = self._version()
 
     def _lines(self, record: Record) -> str:
         """The lines that the answers of a record add to the file."""
@@ -187,7 +187,7 @@ class LabelStore:
         unknown = [self._row(path, label) for path, label in labels.items() if label.label == UNKNOWN]
         if unknown or self.unknown_csv.exists():
             _write_rows(self.unknown_csv, unknown)
-        self._written = self._stamp()
+        self._written = self._version()
 
     def _row(self, path: str, label: Label) -> list[str]:
         return [self._place(path), label.label or "unknown", label.provenance, label.time]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from linnaeus.data import tree
 from linnaeus.data.archives.members import ShardMembers
 from linnaeus.data.archives.remote import head, is_address, open_remote
 from linnaeus.data.archives.tar import content, safe_members
@@ -101,14 +101,11 @@ def _split(place: str) -> str:
 
 
 def _stamp(place: str) -> list[Any]:
-    """Version of a shard: length, and modification time or the server's version."""
-    if is_address(place):
-        return list(head(place))
+    """Version of a shard: that of the file, or its length and the server's version."""
     try:
-        status = os.stat(place)
+        return list(head(place) if is_address(place) else tree.version(place))
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror}); check the path") from None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _cached_samples(place: str, stamp: list[Any]) -> list[Sample]:
