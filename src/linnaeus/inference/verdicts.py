@@ -10,7 +10,7 @@ import numpy as np
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
-from linnaeus.text import align, percent
+from linnaeus.text import align, percent, percent_range
 
 TITLES = {"class": "a class", "unsure": "unsure", "unknown": "unknown: none of the classes"}
 
@@ -51,7 +51,6 @@ class Verdicts:
         rows = [("", "images", "share", "95 % interval", "most likely class")]
         for name, entry in self.to_dict().items():
             right = f"{entry['correct']:,} right, {entry['n'] - entry['correct']:,} wrong" if entry["n"] else ""
-            low, high = entry["share_ci95"]
-            interval = f"{percent(low)} to {percent(high)}"
+            interval = percent_range(entry["share_ci95"])
             rows.append((TITLES[name], f"{entry['n']:,}", percent(entry["share"]), interval, right))
         return ["what the model answers, at its own thresholds", *align(rows, "<>>><")]

@@ -7,7 +7,7 @@ from typing import Any
 
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.risk_test import CONFIDENCE, adjusted, required_samples
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 
 NO_ANSWER = 2.0
 """The threshold of a model that answers no image: above every probability, and a number that JSON can hold."""
@@ -111,8 +111,8 @@ class AbstentionRule:
         text = f"{text}only an estimate: {self.why_not_tested}"
         if self.grouped:  # the interval of independent images would be too narrow
             return text
-        low, high = wilson(point.wrong, point.answered)
-        return f"{text}; the 95 % interval of the share of wrong answers is {percent(low)} to {percent(high)}"
+        interval = percent_range(wilson(point.wrong, point.answered))
+        return f"{text}; the 95 % interval of the share of wrong answers is {interval}"
 
     @property
     def why_not_tested(self) -> str:

@@ -23,7 +23,7 @@ from linnaeus.metrics.calibration import FOLDS, MAX_SAMPLES, MAX_TEMPERATURE, MI
 from linnaeus.metrics.multilabel import UNCHOSEN
 from linnaeus.metrics.outputs import Outputs, sigmoid
 from linnaeus.metrics.stratification import stratified_label_folds
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 
 NEVER = 2.0
 """A threshold above every probability: the label is never given."""
@@ -73,8 +73,8 @@ class LabelCalibration:
     def lines(self, names: Sequence[str]) -> list[str]:
         """How the thresholds were chosen, for the terminal."""
         rule = "the largest F1" if self.precision is None else f"a precision of {percent(self.precision)}"
-        low, high = self.thresholds.min(), np.where(self.thresholds < NEVER, self.thresholds, 0).max()
-        lines = [f"one for each label, by {rule} on {self.n} {self.split} images: {percent(low)} to {percent(high)}"]
+        ends = self.thresholds.min(), np.where(self.thresholds < NEVER, self.thresholds, 0).max()
+        lines = [f"one for each label, by {rule} on {self.n} {self.split} images: {percent_range(ends)}"]
         never = [name for name, threshold in zip(names, self.thresholds, strict=True) if threshold >= NEVER]
         if never:
             lines.append(f"never given, since no threshold reaches the precision: {', '.join(never)}")

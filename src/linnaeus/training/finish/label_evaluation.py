@@ -18,7 +18,7 @@ from linnaeus.metrics.multilabel import Headline, LabelFigures, MultiLabelMetric
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction_rows
 from linnaeus.stores.samples import Samples
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 from linnaeus.training.finish.evaluation import (
     fitting,
     kept,
@@ -35,7 +35,7 @@ HEADLINE = {"map": "mAP", "macro_f1": "macro F1", "subset_accuracy": "all labels
 def intervals(metrics: MultiLabelMetrics) -> str:
     """The 95 % intervals of the headline metrics that have one."""
     found = [(word, metrics[name].ci95) for name, word in HEADLINE.items()]
-    parts = [f"{word} {percent(ci95[0])} to {percent(ci95[1])}" for word, ci95 in found if ci95 is not None]
+    parts = [f"{word} {percent_range(ci95)}" for word, ci95 in found if ci95 is not None]
     return ", ".join(parts) or "none, because all resamples of these images give the same figures"
 
 

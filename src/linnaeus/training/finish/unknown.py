@@ -19,7 +19,7 @@ from linnaeus.metrics.thumbnails import LARGEST_SIZE, Thumbnails, choose_thumbna
 from linnaeus.modelfile.unknown import OPTIMISTIC, UnknownDetector
 from linnaeus.models import Network
 from linnaeus.preprocess import Preprocessing
-from linnaeus.text import percent
+from linnaeus.text import percent, percent_range
 from linnaeus.training.finish.cross_validated import cross_validated_thresholds
 from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out, mean_interval
 from linnaeus.training.setup.prepare import Prepared
@@ -139,9 +139,8 @@ class Recognition:
             text += f" (too few to guarantee {target} of new images; {assured} are sure)"
         if self.left_out is not None:
             accepted = self.left_out.accepted
-            low, high = mean_interval(accepted)
             text += f"; of a class that was left out of training, {percent(accepted.mean(), 0)} of the images are"
-            text += f" accepted too ({percent(low, 0)} to {percent(high, 0)}"
+            text += f" accepted too ({percent_range(mean_interval(accepted), 0)}"
             text += f"{OPTIMISTIC if self.trained_features else ''})"
         return text
 
