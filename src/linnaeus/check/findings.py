@@ -109,19 +109,19 @@ def summary_lines(findings: Sequence[Finding]) -> list[str]:
     for severity, title in (("error", "errors in the data"), ("warning", "to review in the data")):
         groups = {kind: members for (s, kind), members in by_kind(findings).items() if s == severity}
         if groups:
-            counts = [f"{KINDS[kind]} ({_count(members)}){_example(members)}" for kind, members in groups.items()]
-            lines.append(f"{title}: {'; '.join(counts)}")
+            kinds = [f"{KINDS[kind]} {_summary(members)}" for kind, members in groups.items()]
+            lines.append(f"{title}: {'; '.join(kinds)}")
     return lines
 
 
-def _count(findings: Sequence[Finding]) -> str:
-    """The number of findings; of too few images, also how few, such as `9 images in valid`, and what helps."""
-    if findings[0].kind == "few-images":  # the smallest class is first
-        smallest = f"{', '.join(findings[0].classes)} has {findings[0].detail.partition(';')[0]}"
-        return f"{len(findings)}; {smallest}: {MORE_TO_LEARN}"
-    if findings[0].kind != "few-to-measure":
-        return str(len(findings))
-    return f"{', '.join(finding.detail.partition(':')[0] for finding in findings)}: {MORE_TO_MEASURE}"
+def _summary(findings: Sequence[Finding]) -> str:
+    """The number of findings and the first; of too few images how few, such as `9 images in valid`, and what helps."""
+    first, n = findings[0], len(findings)
+    if first.kind == "few-images":  # the smallest class is first
+        return f"({n}; {', '.join(first.classes)} has {first.detail.partition(';')[0]}: {MORE_TO_LEARN})"
+    if first.kind == "few-to-measure":
+        return f"({', '.join(finding.detail.partition(':')[0] for finding in findings)}: {MORE_TO_MEASURE})"
+    return f"({n}){_example(findings)}"
 
 
 def _example(findings: Sequence[Finding]) -> str:
@@ -132,6 +132,6 @@ def _example(findings: Sequence[Finding]) -> str:
         if len(first.paths) == 2
         else "".join((first.paths or first.classes)[:1])
     )
-    if not text or len(text) > EXAMPLE or first.kind == "few-images":  # which `_count` has named
+    if not text or len(text) > EXAMPLE:
         return ""
     return f": {text}{' …' if len(findings) > 1 else ''}"
