@@ -13,7 +13,7 @@ from torch import Tensor
 from linnaeus.errors import UserError
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.thumbnails import SIDE, Thumbnails
-from linnaeus.text import fraction, fraction_range, percent
+from linnaeus.text import fraction, fraction_range, percent, percent_range
 
 PREFIX = "unknown."
 """Names of the tensors that are no weights of the network."""
@@ -51,10 +51,10 @@ class UnknownDetector:
         turns = f"{len(measured['classes'])} of {measured['of']} classes were left out, one at a time"
         lines = [f"near kinds, measured in training: {turns}"]
         if "accepted" in measured:  # not in files of earlier versions
-            low, high = measured["accepted_ci95"]
+            share, ends = percent(measured["accepted"]), percent_range(measured["accepted_ci95"])
             lines.append(
-                f"  let through  {percent(measured['accepted'])} of their images (95 % interval {percent(low)} to "
-                f"{percent(high)}), where 95 % of the known images are accepted{optimistic}"
+                f"  let through  {share} of their images (95 % interval {ends}), where 95 % of the known images are "
+                f"accepted{optimistic}"
             )
         lines.append(
             f"  both  AUROC {area} (95 % interval {interval}), {measured['unknown']:,} images against "
