@@ -53,18 +53,25 @@ def refuse_among(option: str, out: str, images: Iterable[str], classes: Collecti
 
     That is also the folder whose subfolders have the names of `classes`, where an argument lies in one of them.
     """
-    for image in images:
-        pattern = glob.has_magic(image) and not os.path.lexists(image)
-        path = Path(next(glob.iglob(image, recursive=True), image) if pattern else image).resolve()  # noqa: PTH207
-        folder = path if path.is_dir() else path.parent
+    place = Path(out).resolve()
+    # A shell expands a pattern to thousands of files of the same folder.
+    for folder, whole in dict.fromkeys(map(_folder_of, images)):
         if _class_folders(folder.parent, classes) > {class_name(folder.name)}:
             read, why = folder.parent, "whose folders are its classes, so its images would become part of the data"
-        elif path.is_dir():
+        elif whole:
             read, why = folder, "whose images this command reads, so it would read what it writes"
         else:
             continue
-        if Path(out).resolve().is_relative_to(read):
+        if place.is_relative_to(read):
             raise UserError(f"{option} {out}: lies inside the source {read}, {why}; choose another {option} elsewhere")
+
+
+def _folder_of(image: str) -> tuple[Path, bool]:
+    """The folder of an IMAGE argument, and whether the argument is this folder itself."""
+    pattern = glob.has_magic(image) and not os.path.lexists(image)
+    path = Path(next(glob.iglob(image, recursive=True), image) if pattern else image).resolve()  # noqa: PTH207
+    whole = path.is_dir()
+    return path if whole else path.parent, whole
 
 
 def _class_folders(folder: Path, classes: Collection[str]) -> set[str]:
