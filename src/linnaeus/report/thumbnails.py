@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from linnaeus.console import counted
-from linnaeus.data.images.content import UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError, fit_row
 from linnaeus.data.images.encode import data_uri, to_pillow
 from linnaeus.data.readers.known_sources import known_sources, open_known
@@ -24,6 +23,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.reader import RunContents, recorded_contents
+from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.decoding import Decoding
 
 SMALL, LARGE = 128, 224  # pixels per side: one of many examples, and an image to study
@@ -89,21 +89,17 @@ class Thumbnails:
             for i in new:
                 if (kept := stored(i)) is not None:
                     self._decoded[i] = self._crop(kept)
-        new = [i for i in new if i not in self._decoded]
-        if self.table is None or not new:
+        missing = np.array([i for i in new if i not in self._decoded], np.int64)
+        if self.table is None or not len(missing):
             return
-        for i in filter(self._is_changed, new):
-            self._decoded[i] = None
-            self.changed += 1
-        new = [i for i in new if i not in self._decoded]
-        rows = Decoding(self.table, np.array(new, np.int64), self.preprocessing.row_spec, available_cores(), None)
-        for i, row in zip(new, rows.rows(), strict=True):
+        hashed = None if self.contents is None else HashedImages(self.table, None)
+        rows = Decoding(hashed or self.table, missing, self.preprocessing.row_spec, available_cores(), None)
+        for i, row in zip(missing.tolist(), rows.rows(), strict=True):
             self._decoded[i] = None if isinstance(row, UnreadableError) else self._crop(row)
-
-    def _is_changed(self, i: int) -> bool:
-        if self.contents is None or self.table is None or self.contents[i] == UNKNOWN:
-            return False
-        return content_hash(self.table.image(i)) not in (UNKNOWN, self.contents[i])
+        if hashed is not None and self.contents is not None:
+            changed = hashed.changed(missing, self.contents[missing]).tolist()
+            self._decoded |= dict.fromkeys(changed)
+            self.changed += len(changed)
 
     @property
     def note(self) -> str:

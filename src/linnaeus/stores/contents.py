@@ -74,6 +74,11 @@ class HashedImages:
             self._store(indices)
         return self._hashes[indices]
 
+    def changed(self, indices: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+        """Those of `indices` whose images have other hashes than `recorded` (k,) uint64, as far as both are known."""
+        found = self.hashes(indices)
+        return indices[(found != recorded) & (found != UNKNOWN) & (recorded != UNKNOWN)]
+
     def _stored(self, indices: np.ndarray) -> np.ndarray:
         """(k,) uint64: the hashes that the cache has of these images, else UNKNOWN."""
         contents = np.full(len(indices), UNKNOWN, np.uint64)

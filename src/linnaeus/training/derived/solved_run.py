@@ -13,7 +13,6 @@ import numpy as np
 
 from linnaeus.cache import Cache, default_cache
 from linnaeus.console import Console
-from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.readers.csvfile import open_rows, read_csv
 from linnaeus.data.readers.listfile import Rows
 from linnaeus.data.table import Table
@@ -89,8 +88,7 @@ class SolvedRun:
 
     def _refuse_changed(self, table: Table, contents: np.ndarray, cache: Cache | None) -> None:
         """Raise UserError if images have other content hashes than `contents` (n,): a run on them is another run."""
-        found = HashedImages(table, cache).hashes(np.arange(len(table)))
-        changed = np.flatnonzero((found != contents) & (found != UNKNOWN) & (contents != UNKNOWN))
+        changed = HashedImages(table, cache).changed(np.arange(len(table)), contents)
         if len(changed):
             assert table.paths is not None
             more = f" (so have {len(changed) - 1:,} more images)" if len(changed) > 1 else ""
