@@ -27,7 +27,6 @@ from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.ownership import is_in_progress
 from linnaeus.runs.parsing import recorded_source
-from linnaeus.runs.reader import recorded_contents
 from linnaeus.stores.decoding import signature_of_file
 from linnaeus.stores.image_statistics import compute_statistics
 from linnaeus.stores.purge import Purged, purge_derived, purge_images, signatures_of_contents
@@ -199,7 +198,7 @@ def _without(old: SolvedRun, gone: np.ndarray, place: Path) -> Table:
 
 def _contents(old: SolvedRun) -> np.ndarray:
     """(n,) uint64: the content hashes of the images: those of split.csv, else of the files."""
-    folder, contents = old.path.absolute(), recorded_contents(old.path / SPLIT)
+    folder, contents = old.path.absolute(), old.contents.copy()
     for i in np.flatnonzero(contents == UNKNOWN).tolist():
         contents[i] = content_hash(str(folder / old.rows.texts[i]))
     return contents

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class SolvedRun:
             )
         return cls(path, read_header(path / MODEL), metrics, _recipe(path, purpose), read_csv(path / SPLIT))
 
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """(n,) uint64: the content hashes of the images; UNKNOWN where split.csv has none."""
+        return recorded_contents(self.path / SPLIT)
+
     @property
     def forgotten(self) -> tuple[dict[str, Any], ...]:
         """What was removed from the runs that it comes from."""
@@ -75,8 +81,8 @@ class SolvedRun:
         """
         rows = self.rows if kept is None else _selected(self.rows, np.flatnonzero(kept).tolist())
         table = open_rows(str(self.path / SPLIT), [rows])
-        contents = recorded_contents(self.path / SPLIT)
-        self._refuse_changed(table, contents if kept is None else contents[kept], default_cache() if cached else None)
+        contents = self.contents if kept is None else self.contents[kept]
+        self._refuse_changed(table, contents, default_cache() if cached else None)
         if kept is None and set(table.classes) != set(self.model.classes):
             raise UserError(f"{self.path / SPLIT}: its classes are not those of the model; train the run again")
         source = Path((self.metrics.get("source") or {}).get("path") or self.path)
