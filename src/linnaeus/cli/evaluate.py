@@ -203,11 +203,12 @@ def report(run: str, source: str | None, code: str | None, device: str) -> None:
 
     console = make_console(sys.stderr)
     maps = None
-    if read_run(Path(run)).model.arch["name"] == "custom" and code is None:
+    contents = read_run(Path(run))
+    if contents.model.arch["name"] == "custom" and code is None:
         console.say("no heat maps: the network's code is needed (--model FILE.py:FUNCTION)")
     else:
         maps = heat_maps(load_model(run, device, code))
-    path, missing = write_report(run, source=source, heat=maps)
+    path, missing = write_report(contents, source=source, heat=maps)
     if missing:
         console.warn(f"no images in the report: {missing}")
     echo(path)

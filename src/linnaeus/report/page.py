@@ -19,7 +19,6 @@ from linnaeus.report.class_sections import class_values
 from linnaeus.report.curves import Chart, curve_charts
 from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.report.label_sections import label_values
-from linnaeus.report.page_sections import changes_section
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
@@ -33,7 +32,7 @@ HERE = Path(__file__).parent
 
 
 def write_report(
-    run: str | Path,
+    run: str | Path | RunContents,
     table: Table | None = None,
     *,
     source: str | None = None,
@@ -46,7 +45,7 @@ def write_report(
     run found them. If they are gone, the page says so and shows none. `heat` draws heat maps, and `stored` has decoded
     images of `table`. Raises UserError if `run` is not a finished run or `source` holds other images.
     """
-    contents = read_run(Path(run))
+    contents = run if isinstance(run, RunContents) else read_run(Path(run))
     images = open_thumbnails(contents, table, source, heat, stored)
     path = contents.path / REPORT
     write_text(path, render(contents, images))
@@ -90,7 +89,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "interval": [typeset_percent(v, 1) for v in figures.get(f"{score}_ci95") or ()],
         "figures": figures,
         "facts": sections.facts(run),
-        "changes": changes_section(run),
+        "changes": sections.changes_section(run),
         "metrics": sections.metrics(run),
         "classes": sections.classes(run, images),
         "findings": sections.findings(run, images),
