@@ -78,7 +78,9 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     recipe = write_recipe(tmp_path / "u.toml", again)
     weights = str(trained.path / "model.safetensors")
     warm = linnaeus.train(source, str(recipe), out=tmp_path / "warm", device="cpu", draw=False, weights=weights)
-    assert "held_out" not in json.loads((warm.path / "metrics.json").read_text())["valid"]
+    found = json.loads((warm.path / "metrics.json").read_text())
+    assert "held_out" not in found["valid"]
+    assert found["unknown"]["trained_features"], "so images of a class that is left out are recognized too well"
     assert SEEN in (said := capsys.readouterr().out)
     assert "cross-validated training accuracy" not in said
     # Of other images it knows nothing.
@@ -86,7 +88,9 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     linnaeus.train(other, str(recipe), out=tmp_path / "others", device="cpu", draw=False, weights=weights)
     assert SEEN not in (said := capsys.readouterr().out)
     assert "cross-validated training accuracy" in said
-    assert "held_out" in json.loads((tmp_path / "others" / "metrics.json").read_text())["valid"]
+    found = json.loads((tmp_path / "others" / "metrics.json").read_text())
+    assert "held_out" in found["valid"]
+    assert not found["unknown"]["trained_features"]
 
 
 def test_what_the_figures_cannot_tell_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

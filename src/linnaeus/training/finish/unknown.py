@@ -41,7 +41,7 @@ class TrainingFeatures:
     labels: np.ndarray
     """(n,) int64"""
     trained: bool
-    """Whether the stages that compute them were trained in this run, on all classes."""
+    """Whether the stages that compute them were trained on these images, in this run or before."""
     images: np.ndarray
     """(n,): the images, as indices of the training samples."""
     groups: np.ndarray | None
@@ -72,12 +72,13 @@ def training_features(prepared: Prepared, network: Network, streams: Streams) ->
     chosen = balanced_sample(samples.labels, most)
     labels = samples.labels[chosen]
     groups = None if samples.folds is None else samples.folds[chosen]
+    trained = streams.body_has_seen(len(streams.phases))
     if stored is not None:
         values = of_rows(chosen * (len(stored) // len(samples)))  # the first view of each image
-        return TrainingFeatures(values, labels, False, chosen, groups)
+        return TrainingFeatures(values, labels, trained, chosen, groups)
     batches = local_batches(Subset(samples.rows, chosen), labels, BATCH, engine.device, engine)
     features = answer(network.pooled_features, batches, preprocessing.of_batch, engine, engine.autocast)
-    return TrainingFeatures(features.logits, labels, not streams.frozen_body, chosen, groups)
+    return TrainingFeatures(features.logits, labels, trained, chosen, groups)
 
 
 def sample_size(width: int) -> int:
