@@ -203,9 +203,9 @@ class FinalEvaluation:
         """The headline metrics of calibrated outputs."""
         return figures(calibrated)
 
-    def verdict(self, outputs: Outputs, i: int) -> str:
-        """What the model answers to image i of calibrated outputs instead of a class: `unknown`, `unsure` or empty."""
-        one = outputs.take(np.array([i]))
+    def verdict(self, one: Outputs) -> str:
+        """What the model answers instead of a class to the calibrated outputs of one image: `unknown`, `unsure` or
+        empty."""
         limits = None if self.recognition is None else self.recognition.thresholds
         if limits is not None and limits.unknown(one.distances, one.confidence)[0]:
             return "unknown"

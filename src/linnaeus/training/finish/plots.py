@@ -119,14 +119,13 @@ def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -
     """Sample i as a tile of the image grid: the pixels that the network saw, the prediction and the true class."""
     from linnaeus.report.plots import PredictedImage
 
-    out, names = evaluation.calibrated[split], prepared.table.names
+    # Of this image alone: those of all would be computed anew for each tile.
+    out, names = evaluation.calibrated[split].take(np.array([i])), prepared.table.names
     rows, shapes = prepared.samples[split].rows.gather(np.array([i]))
-    predicted = int(out.predicted[i])
-    probability = float(out.probabilities[i, predicted])
     return PredictedImage(
         image=prepared.preprocessing.crop(torch.from_numpy(rows), shapes)[0].numpy(),
-        predicted=names[predicted],
-        probability=probability,
-        true=names[int(out.labels[i])],
-        note=evaluation.verdict(out, i) or None,
+        predicted=names[int(out.predicted[0])],
+        probability=float(out.confidence[0]),
+        true=names[int(out.labels[0])],
+        note=evaluation.verdict(out) or None,
     )
