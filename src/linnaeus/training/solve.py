@@ -77,17 +77,18 @@ def _solve_on(
     features: Tensor, labels: np.ndarray, run: PhaseRun, groups: np.ndarray | None, console: Console
 ) -> SolvedHead:
     views = run.train.batches.views
+    n = len(labels) // views
     weights = balanced_weights(labels, run.classes) if run.phase.class_weights == "balanced" else None
     # All views of an image are in the same fold: another view in training would reveal its label.
-    fold = np.tile(stratified_folds(labels[: len(labels) // views], seed=run.seed, groups=groups), views)
+    fold = np.tile(stratified_folds(labels[:n], seed=run.seed, groups=groups), views)
     with console.progress("solving the head", unit="passes") as advance:
         head = fit_linear_probe(
             features, labels, run.classes, fold=fold, weights=weights, judge_all=False, advance=advance
         )
     # Views of one image are not independent, and neither are images of one group.
-    images_of = groups if views == 1 else np.tile(np.arange(len(fold) // views) if groups is None else groups, views)
+    images_of = groups if views == 1 else np.tile(np.arange(n) if groups is None else groups, views)
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
-    images = counted(len(labels) // views, "image") + (f" in {views} views each" if views > 1 else "")
+    images = counted(n, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     interval = _interval(head, labels, images_of)
     quality = (
@@ -99,7 +100,7 @@ def _solve_on(
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
-    chosen = (None, None) if interval is None else (len(np.unique(head.judged % (len(labels) // views))), interval)
+    chosen = (None, None) if interval is None else (_judged_images(head, n), interval)
     trials = [
         Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else (None, None)))
         for penalty, loss in head.losses.items()
@@ -123,6 +124,11 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     return np.concatenate([batches.labels] * views)
 
 
+def _judged_images(head: LinearProbe, n: int) -> int:
+    """Number of the n images of which some view has a held-out probability."""
+    return len(np.unique(head.judged % n))
+
+
 def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
     """95 % interval of the accuracy of the held-out probabilities; None with several labels.
 
@@ -139,7 +145,7 @@ def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float
 
     `labels` (n, …) are those of all samples of the head: all images once for each of their `views`.
     """
-    images = counted(len(np.unique(head.judged % (len(labels) // views))), "image")
+    images = counted(_judged_images(head, len(labels) // views), "image")
     whole, labels = len(head.judged) == len(labels), labels[head.judged]
     how = "cross-validated training" if whole else "one fold was held out: its"
     if interval is not None:
