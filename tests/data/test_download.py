@@ -322,7 +322,12 @@ def test_a_busy_server_says_how_long_to_wait(server: Server, tmp_path: Path, mon
     server.left, server.headers = 2, {"Retry-After": "3600"}
     with pytest.raises(FetchError, match="HTTP 503, to be asked again in 3,600 seconds"):
         fetch(server.url("x.bin"), tmp_path / "y.bin")
-    server.left = 1
+    waits.clear()
+    (tmp_path / "z.bin.part").write_bytes(b"wrong")
+    server.left, server.headers = 1, {"Retry-After": "7"}
+    assert fetch(server.url("x.bin"), tmp_path / "z.bin", sha256=SHA).read_bytes() == BODY
+    assert [wait for wait in waits if wait] == [7, 0.02], "what an earlier answer asked for is over"
+    server.left, server.headers = 1, {"Retry-After": "3600"}
     with pytest.raises(JobError, match="HTTP 503, to be asked again in 3,600 seconds"):
         fetch_range(server.url("x.bin"), 0, 10)
 

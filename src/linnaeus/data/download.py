@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from linnaeus.data.redirects import RefusedError, open_url, retry_after
+from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
 from linnaeus.environment import mirrored, offline
 from linnaeus.errors import DiskError, JobError, next_step, one_line
 from linnaeus.files import FULL, locked
@@ -192,7 +192,7 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
     begun = part.size()
     stalls, reason, wait = 0, "", 0.0
     while stalls < STALLS:
-        time.sleep(max(wait, WAIT * 2 ** (stalls - 1) if stalls else 0))
+        pause(WAIT, stalls, wait)
         start = part.size()
         try:
             _attempt(url, part, wanted, progress)
@@ -209,7 +209,7 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
         if not begun:
             raise RefusedError(fault)
         # What an earlier call left may be at fault: once more, from nothing.
-        begun, reason, stalls = 0, fault, stalls + 1
+        begun, reason, stalls, wait = 0, fault, stalls + 1, 0.0
     raise RefusedError(reason)
 
 

@@ -1,7 +1,8 @@
-"""Which HTTP redirects are followed, and how long a busy server is waited for."""
+"""Which HTTP redirects are followed, and how long to wait before a request is repeated."""
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -36,6 +37,11 @@ def retry_after(error: urllib.error.HTTPError) -> float:
     if seconds > LONGEST:
         raise RefusedError(f"HTTP {error.code}, to be asked again in {seconds:,.0f} seconds")
     return seconds
+
+
+def pause(first: float, failures: int, asked: float) -> None:
+    """Wait after `failures` in a row: `first` seconds, doubled for each further one, and at least `asked` seconds."""
+    time.sleep(max(asked, first * 2 ** (failures - 1) if failures else 0))
 
 
 def open_url(request: urllib.request.Request, timeout: float) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import io
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from linnaeus.data.download import Pace
-from linnaeus.data.redirects import RefusedError, open_url, retry_after
+from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
 from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, one_line, visible
 
@@ -148,7 +147,7 @@ def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lam
     """Call `attempt` until it succeeds, or ATTEMPTS in a row fail without `received()` growing: then JobError."""
     reason, failures, before, wait = "", 0, 0, 0.0
     while failures < ATTEMPTS:
-        time.sleep(max(wait, WAIT * 2 ** (failures - 1) if failures else 0))
+        pause(WAIT, failures, wait)
         wait = 0.0
         try:
             return attempt()
