@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linnaeus.data.readers.csvfile import LABELS_TO_TRAIN
 from linnaeus.distributed.environment import PARENT
 from linnaeus.errors import UserError
 from linnaeus.files import csv_file, numbered
@@ -190,7 +191,7 @@ class Finish:
         split = self._split(labels, dict(zip(labels, groups, strict=True)), sample)
         file = self._source
         with csv_file(file, errors="surrogateescape") as writer:
-            writer.writerow(("path", "label", "split", "group", "provenance"))
+            writer.writerow(LABELS_TO_TRAIN)
             for (path, label), group in zip(labels.items(), groups, strict=True):
                 if path in split:
                     place = str(session.store.folder / path)

@@ -18,13 +18,11 @@ from pathlib import Path
 
 from linnaeus.data import tree
 from linnaeus.data.class_names import class_name, read_text
-from linnaeus.data.readers.csvfile import read_csv
+from linnaeus.data.readers.csvfile import LABELS_CSV, read_csv
 from linnaeus.errors import UserError, described
 from linnaeus.files import csv_file, disk_errors
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
-
-COLUMNS = ("path", "label", "provenance", "time")
 
 
 @dataclass
@@ -140,7 +138,7 @@ class LabelStore:
         header = [name.strip().lower() for name in next(reader, [])]
         if header and ("path" not in header or "label" not in header):
             raise UserError(f"{self.csv}:1: has no columns path and label; choose another file with --out")
-        others = [name for name in header if name not in COLUMNS]
+        others = [name for name in header if name not in LABELS_CSV]
         if others:
             raise UserError(
                 f"{self.csv}:1: has the column {others[0]!r}, which labelling would lose; start from it with "
@@ -204,7 +202,7 @@ class LabelStore:
 
 def _write_rows(file: Path, rows: Sequence[Sequence[str]]) -> None:
     with csv_file(file, errors="surrogateescape") as writer:
-        writer.writerow(COLUMNS)
+        writer.writerow(LABELS_CSV)
         writer.writerows(rows)
 
 

@@ -33,8 +33,9 @@ from linnaeus.text import plain_cell
 SPLIT_FILE = "split.csv"
 """Name of the split in a run folder; earlier versions wrote it without content hashes."""
 
-LABEL_FILES = (("path", "label", "provenance", "time"), ("path", "label", "split", "group", "provenance"))
-"""Columns of the files that `linnaeus label` writes."""
+LABELS_CSV = ("path", "label", "provenance", "time")
+LABELS_TO_TRAIN = ("path", "label", "split", "group", "provenance")
+"""Columns of the files that `linnaeus label` writes: the labels, and what it gives to `linnaeus train`."""
 
 PIXEL = re.compile("(pixel|px|p)?_?[0-9]+(x[0-9]+)?", re.IGNORECASE)  # as in MNIST from Kaggle, or a saved array
 BELONGS = re.compile(
@@ -224,7 +225,8 @@ def _records(path: Path) -> tuple[list[str], list[Row]]:
         header = [name.strip() for name in next(reader, [])]
         columns = [name.lower() for name in header]
         # Linnaeus protects the cells of its files from spreadsheets; other files are taken as they are.
-        content = plain_cell if _is_split_of_run(path, columns) or tuple(columns) in LABEL_FILES else str
+        ours = _is_split_of_run(path, columns) or tuple(columns) in (LABELS_CSV, LABELS_TO_TRAIN)
+        content = plain_cell if ours else str
         for row in reader:
             line = reader.line_num + first - 1
             # Empty cells at the end of a row come from spreadsheets and are harmless.
