@@ -21,8 +21,9 @@ def test_the_images_that_pull_an_answer(say, tmp_path: Path, phase: dict, monkey
     run = make_run(tmp_path, phase)
     monkeypatch.chdir(tmp_path)
     image = "images/1/1 0.png"
-    said = say("explain", run, "--because", image, "--top", "3", "--json", "why.json", "--csv", "why.csv")
-    assert said.status == 0, said.err
+    for _ in range(2):  # its own files are replaced
+        said = say("explain", run, "--because", image, "--top", "3", "--json", "why.json", "--csv", "why.csv")
+        assert said.status == 0, said.err
     (record,) = json.loads(Path("why.json").read_text())
     because = record["because"]
     assert [len(because[way]) for way in ("towards", "away")] == [3, 3]
