@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -192,6 +193,21 @@ def test_signals_to_the_group_leave_requests_in_progress(process: DecoderProcess
     for number in (signal.SIGINT, signal.SIGTERM):
         process.process.send_signal(number)
         assert process.ask(REQUEST, png())[0]["shape"]
+
+
+@linux
+def test_signals_of_the_terminal_cannot_end_a_decoder_that_is_being_started():
+    """It belongs to the group of the server until it has a session of its own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    starting = DecoderProcess(0)
+    try:
+        status = Path(f"/proc/{starting.process.pid}/status").read_text()
+        (mask,) = re.findall(r"^SigBlk:\s*(\w+)", status, re.MULTILINE)
+        blocked = {number for number in signal.Signals if int(mask, 16) >> (number - 1) & 1}
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= blocked
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        starting.stop()
 
 
 @linux

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,9 +41,10 @@ class DecoderProcess:
         command = [sys.executable, "-P", "-m", "linnaeus.serve.decoder", str(nice)]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
         # In a session of its own: Ctrl-C and a closed terminal reach the server alone, which has requests to answer.
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-        )
+        with _terminal_signals_blocked():
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+            )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._answers = self.process.stdin, self.process.stdout
@@ -81,6 +83,19 @@ def decoder_process(nice: int) -> Iterator[DecoderProcess]:
         raise
     with _lock:
         _idle[nice].append(process)
+
+
+@contextmanager
+def _terminal_signals_blocked() -> Iterator[None]:
+    """A process started in the block never gets the signals of the terminal, not even before its session is its own."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @atexit.register
