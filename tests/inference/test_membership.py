@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from linnaeus.errors import UserError
 from linnaeus.inference import perceptual
 from linnaeus.inference.membership import Membership
 from linnaeus.modelfile.safetensors import read_model, write_model
+from linnaeus.runs.folder import RunFolder
+from linnaeus.runs.history import Row
 from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.training.best import Best
+from linnaeus.training.finish import finalize
 
 QUIET = Console(quiet=True)
 CLASSES = ("a", "b")
@@ -94,10 +98,46 @@ def test_an_unchanged_source(place: Path, say):
     assert found.keys() == {"valid"}
     metrics = json.loads((place / "run" / "metrics.json").read_text())["valid"]
     assert [found["valid"][key] for key in ("n", "correct")] == [metrics["n"], metrics["correct"]]
+    assert found["valid"]["unfinished"] is False
+    assert "stopped" not in said
     assert (
         "36 of 48 images were used for training and are left out; the model was selected and calibrated on the other 12"
         in said
     )
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_the_images_that_selected_a_stopped_model(
+    stops: int, learned: Path, tmp_path: Path, say, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C after an epoch, and again during the final evaluation, which leaves the model uncalibrated."""
+    add, evaluate = RunFolder.add, finalize.evaluated
+
+    def stop_after_two(folder: RunFolder, row: Row) -> None:
+        add(folder, row)
+        if len(folder.rows) == 2:
+            raise KeyboardInterrupt
+
+    def stop_again(*arguments: Any) -> Any:
+        if stops == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(RunFolder, "add", stop_after_two)
+    monkeypatch.setattr(finalize, "evaluated", stop_again)
+    recipe, run = write_recipe(tmp_path / "r.toml", {"epochs": 9, "batch": 12}), tmp_path / "run"
+    with suppress(KeyboardInterrupt):
+        settings = {"data.split.valid": SHARE}
+        linnaeus.train(learned / "noise", str(recipe), out=run, settings=settings, console=QUIET, draw=False)
+    found, said = evaluated(say, tmp_path, run, learned / "noise")
+    assert {key: found["valid"][key] for key in ("selected_on", "calibrated_on", "unfinished")} == {
+        "selected_on": True,
+        "calibrated_on": stops == 1,
+        "unfinished": True,
+    }
+    assert "warning: the training was stopped before its end: this is the best model up to then\n" in said
+    used = "selected" if stops == 2 else "selected and calibrated"
+    assert f"left out; the model was {used} on the other 12: these scores are slightly optimistic\n" in said
 
 
 def added(folder: Path) -> tuple[Path, int]:

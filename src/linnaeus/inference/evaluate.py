@@ -79,7 +79,9 @@ class Evaluation:
             "source": self.images.source,
             "left_out": [{"path": path, "reason": reason} for path, reason in self.images.left_out],
             "trained_on": self.images.trained_on,
+            "selected_on": self.images.selected_on,
             "calibrated_on": self.images.calibrated_on,
+            "unfinished": self.images.unfinished,
             "recognized_by": self.images.recognized_by or None,
             "training_left_out": self.images.training,
         }

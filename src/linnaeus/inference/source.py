@@ -64,10 +64,18 @@ class LabeledImages:
     """Number of images of which an exact copy has another label."""
     validation: LabeledImages | None = None
     """Images that were asked for and chose the model, kept apart."""
+    unfinished: bool = False
+    """Whether the training of the model was stopped before its end."""
+
+    @property
+    def selected_on(self) -> bool:
+        """Whether any of the images chose the model; False where the source is not that of its training."""
+        return bool((self.of_run == "valid").any())
 
     def notes(self) -> list[str]:
         """What must be said of the figures on these images: what was left out, and what makes them optimistic."""
-        n, lines = len(self.labels), []
+        n = len(self.labels)
+        lines = ["the training was stopped before its end: this is the best model up to then"] * self.unfinished
         if self.split == "train":
             lines.append(
                 f"the model was trained on {self.trained_on:,} of these {n:,} images: these scores are optimistic"
@@ -79,18 +87,20 @@ class LabeledImages:
             )
         apart = 0 if self.validation is None else len(self.validation.labels)
         left_out = f"{self.training:,} of {self.total:,} images were used for training and are left out"
-        optimistic = "these scores are slightly optimistic"
+        # A model that was stopped is chosen by its validation images, and not calibrated yet.
+        used = "selected and calibrated" if self.calibrated_on else "selected"
+        chosen, optimistic = self.calibrated_on or self.selected_on, "these scores are slightly optimistic"
         if apart:
             also = f"; {apart:,} selected the model and are reported separately; {n:,} are unseen and measured"
             lines.append(
                 (left_out if self.training else f"none of the {self.total:,} images was used for training") + also
             )
-        elif self.training and self.calibrated_on:
-            lines.append(f"{left_out}; the model was selected and calibrated on the other {n:,}: {optimistic}")
+        elif self.training and chosen:
+            lines.append(f"{left_out}; the model was {used} on the other {n:,}: {optimistic}")
         elif self.training:
             lines.append(f"{left_out}; {n:,} are measured")
-        elif self.calibrated_on:
-            lines.append(f"the model was selected and calibrated on these images: {optimistic}")
+        elif chosen:
+            lines.append(f"the model was {used} on these images: {optimistic}")
         if self.contradicting:
             lines.append(
                 f"{self.contradicting:,} of {n:,} images have an exact copy with a different label, so one of the "
@@ -199,6 +209,7 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         of_run=splits,
         groups=with_copies(table.group_numbers(decoded.indices), contents),
         contradicting=_contradicting(contents, labels),
+        unfinished=about.data.get("unfinished") is True,
     )
 
 

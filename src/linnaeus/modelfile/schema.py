@@ -147,6 +147,7 @@ class Data(Open):
     counts: dict[str, Count] = Field(default_factory=dict)
     fingerprint: str = ""
     forgotten: list[Forgotten] = Field(default_factory=list)
+    unfinished: bool = False
 
 
 class RecipeSplit(Open):

@@ -154,6 +154,7 @@ class RunRecorder(Recorder):
                 "counts": counts,
                 "fingerprint": self.identity.fingerprint,
                 "contents": prepared.membership.to_dict(),
+                "unfinished": True,  # until the run has ended
             }
             | ({"perceptual": hashes.to_dict()} if hashes is not None else {})
             | license

@@ -178,6 +178,8 @@ def _write_results(
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
+    if not ending.interrupted:
+        header.data.pop("unfinished", None)
     header.metrics = published(evaluation.figures, evaluation.without_leaks, evaluation.held_out)
     header.calibration = evaluation.calibration.to_dict()
     if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
