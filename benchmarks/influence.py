@@ -1,9 +1,10 @@
 """Influence of training images: the first-order approximation, and solving again, against true removal.
 
-For a run with a solved head, training images are removed one by one: half of them those that pull a validation answer
-most, the others at random. True removal standardizes the features and solves the head again without the image, at the
-penalty of the run. The change of the log-odds of each validation answer is compared with what `explain --because`
-computes, once by its first-order approximation and once by solving again in the standardization of the run.
+For a run with a solved head, training images are removed one by one: half of them those that influence a validation
+answer most, the others at random. True removal standardizes the features and solves the head again without the image,
+at the penalty of the run. The change of the log-odds of each validation answer is compared with what
+`explain --influence` computes, once by its first-order approximation and once by solving again in the standardization
+of the run.
 
     python benchmarks/influence.py RUN [--images 20]
 """

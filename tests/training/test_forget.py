@@ -281,7 +281,7 @@ def with_a_smaller_copy(folder: Path, **more: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["forget", "classes", "because"])
+@pytest.mark.parametrize("command", ["forget", "classes", "influence"])
 def test_a_run_whose_images_were_replaced_is_not_solved_again(command: str, say, tmp_path: Path):
     run = make_run(tmp_path)
     first, second, *_ = [(run / row["path"]).resolve() for row in rows(run) if row["label"] == "1"]
@@ -290,7 +290,7 @@ def test_a_run_whose_images_were_replaced_is_not_solved_again(command: str, say,
     arguments = {
         "forget": ("forget", run, "--images", tmp_path / "list"),
         "classes": ("classes", run, "--rename", "0=zero"),
-        "because": ("explain", run, "--because", second),
+        "influence": ("explain", run, "--influence", second),
     }[command]
     said = say(*arguments)
     assert said.status == 2

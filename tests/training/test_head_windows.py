@@ -55,7 +55,7 @@ def test_an_export_agrees(run: Path, tmp_path: Path):
 
 
 def test_influence_is_refused(run: Path, say):
-    refused = say("explain", run, run.parent / "data" / "1.png", "--because", "--device", "cpu")
+    refused = say("explain", run, run.parent / "data" / "1.png", "--influence", "--device", "cpu")
     assert refused.status == 2
     assert "its head looks at windows of each image" in refused.err
 

@@ -43,7 +43,7 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
 )
 @click.option("--like", metavar="SOURCE", help="Show the most similar training images; SOURCE is the training data.")
 @click.option(
-    "--because",
+    "--influence",
     is_flag=True,
     help="Show the training images that influence the answer most: the head of the run is solved again without each.",
 )
@@ -51,10 +51,10 @@ BATCH = 8  # images explained at a time with Grad-CAM; the slower methods report
     "--top",
     type=click.IntRange(1),
     metavar="N",
-    help=f"Number of training images to show with --like and --because.  [default: {NEIGHBORS}]",
+    help=f"Number of training images to show with --like and --influence.  [default: {NEIGHBORS}]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON.")
-@click.option("--csv", "csv_file", metavar="FILE", help="Write the training images of --because as CSV.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Write the training images of --influence as CSV.")
 @code_option
 @device_option
 @verbosity
@@ -66,7 +66,7 @@ def explain(
     method: str,
     stage: str | None,
     like: str | None,
-    because: bool,
+    influence: bool,
     top: int | None,
     json_file: str | None,
     csv_file: str | None,
@@ -83,7 +83,7 @@ def explain(
     Grad-CAM costs as much as two or three predictions. Integrated gradients (about 60) and occlusion (about 170)
     require captum.
     """
-    _check_options(method, stage, like, because, top, csv_file)
+    _check_options(method, stage, like, influence, top, csv_file)
     early.check_device(device)
     early.check_output("--json", json_file, (".json",), "explain")
     early.check_output("--csv", csv_file, (".csv",), "explain --csv")
@@ -98,7 +98,7 @@ def explain(
     sheets = Sheets.of(classifier, Path(out), class_name, method, stage, top or NEIGHBORS)
     if like is not None:
         sheets.compare_with(like, console)
-    if because:
+    if influence:
         from linnaeus.training.derived.influence import TrainingInfluence
 
         sheets.influence = TrainingInfluence(classifier, console)
@@ -112,7 +112,7 @@ def explain(
 def _write(records: list[dict[str, Any]], json_file: str | None, csv_file: str | None) -> None:
     from linnaeus.data.class_names import printable
     from linnaeus.files import write_text
-    from linnaeus.report.pulls import write_csv
+    from linnaeus.report.influential import write_csv
 
     if json_file:
         write_text(Path(json_file), printable(json.dumps(records, indent=2, ensure_ascii=False)) + "\n")
@@ -121,15 +121,15 @@ def _write(records: list[dict[str, Any]], json_file: str | None, csv_file: str |
 
 
 def _check_options(
-    method: str, stage: str | None, like: str | None, because: bool, top: int | None, csv_file: str | None
+    method: str, stage: str | None, like: str | None, influence: bool, top: int | None, csv_file: str | None
 ) -> None:
     """Raise UserError for options that contradict each other, or that nothing asks for, before a model is loaded."""
     if stage is not None and method != "gradcam":
         raise UserError(f"--stage {stage}: only Grad-CAM uses a stage; omit --stage or --method {method}")
-    if top is not None and like is None and not because:
-        raise UserError(f"--top {top}: needs --because, or --like SOURCE, the source that the model was trained on")
-    if csv_file is not None and not because:
-        raise UserError(f"--csv {csv_file}: lists the training images of --because; add it, or use --json")
+    if top is not None and like is None and not influence:
+        raise UserError(f"--top {top}: needs --influence, or --like SOURCE, the source that the model was trained on")
+    if csv_file is not None and not influence:
+        raise UserError(f"--csv {csv_file}: lists the training images of --influence; add it, or use --json")
     if method != "gradcam":
         from linnaeus.explain.saliency import require_captum
 

@@ -17,7 +17,7 @@ RESULTS = {
     "compare": rb'\s*\{\s*"split":\s*"\w+",\s*"runs":',
     "evaluate": rb'\s*\{\s*"\w+":\s*\{\s*"n":\s*\d+,\s*"correct":',
     "explain": rb'\s*\[\s*(\]|\{\s*"path":\s*".*",\s*"top":)',
-    "explain --csv": rb"image,explained,direction,training_image,class,",
+    "explain --csv": rb"image,explained,role,training_image,class,",
     "export": rb'\s*\{\s*"kind":\s*"[\w-]+",\s*"pictures":',
 }
 """Command -> pattern of the beginning of the results that it writes with --json."""

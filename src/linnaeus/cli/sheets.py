@@ -1,4 +1,4 @@
-"""The sheets of `explain`: an image with its heat maps and the training images that are like it or pull its answer."""
+"""The sheets of `explain`: an image with its heat maps, and similar or influential training images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.replacing import refuse_to_replace
 from linnaeus.console import Console
+from linnaeus.explain.influential import InfluentialImages
 from linnaeus.explain.neighbors import Gallery, Neighbor, gallery
-from linnaeus.explain.pulls import Pulls
 from linnaeus.explain.saliency import Explanation, choose_stages, explain, find_class
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.report.explanation import Examples, draw_explanation, similar_images
-from linnaeus.report.pulls import pulling_images
+from linnaeus.report.influential import influential_examples
 from linnaeus.text import probability_percent
 
-if TYPE_CHECKING:  # only --because needs what training takes to import
+if TYPE_CHECKING:  # only --influence needs what training takes to import
     from linnaeus.training.derived.influence import TrainingInfluence
 
 STEM_LENGTH = 80  # characters of an image's name that are kept in the name of its sheet
@@ -31,7 +31,7 @@ class ExplainedImage:
     method: str
     sheet: Path
     neighbors: list[Neighbor] | None
-    pulls: Pulls | None = None
+    influential: InfluentialImages | None = None
 
     def line(self) -> str:
         """The line of `linnaeus predict` and the path of the sheet."""
@@ -49,7 +49,7 @@ class ExplainedImage:
     def details(self) -> list[str]:
         """One line per training image that is shown."""
         alike = [f"{n.similarity:>8.3f}  {n.name:<22}  {n.path}" for n in self.neighbors or []]
-        return [*alike, *(pull.line() for pull in (self.pulls.all if self.pulls else ()))]
+        return [*alike, *(image.line() for image in (self.influential.all if self.influential else ()))]
 
     def to_dict(self) -> dict[str, Any]:
         """Keys that are added to the JSON of the prediction."""
@@ -57,9 +57,9 @@ class ExplainedImage:
         explained = {"class": e.prediction.classes[e.target], "name": e.name, "probability": e.probability}
         stages = {"stages": list(e.maps)} if self.method == "gradcam" else {}
         like = {} if self.neighbors is None else {"like": [n.to_dict() for n in self.neighbors]}
-        because = {} if self.pulls is None else {"because": self.pulls.to_dict()}
+        influence = {} if self.influential is None else {"influence": self.influential.to_dict()}
         record = {"explained": explained, "empty": e.empty, "method": self.method, **stages, "sheet": str(self.sheet)}
-        return record | like | because
+        return record | like | influence
 
 
 @dataclass(eq=False)
@@ -77,7 +77,7 @@ class Sheets:
     gallery: Gallery | None = None
     """Training images to compare with."""
     influence: TrainingInfluence | None = None
-    """Training images whose pull is computed."""
+    """Training images whose influence is computed."""
     missing: str = ""
     """Characters that no installed font contains."""
     names: set[str] = field(default_factory=set)
@@ -117,17 +117,17 @@ class Sheets:
 
     def _draw(self, prediction: Prediction, explanation: Explanation) -> ExplainedImage:
         examples: list[Examples] = []
-        neighbors = pulls = None
+        neighbors = influential = None
         if self.gallery is not None:
             neighbors = self.gallery.nearest(prediction, self.top)
             examples.append(similar_images(explanation, neighbors, self.gallery.trained))
         if self.influence is not None:
-            pulls = self.influence.pulls(prediction, explanation.target, self.top)
-            examples += pulling_images(explanation, pulls)
+            influential = self.influence.of(prediction, explanation.target, self.top)
+            examples += influential_examples(explanation, influential)
         file = self._new_file(prediction.path)
         if file.is_file():
             refuse_to_replace("--out", file)
-        sheet = ExplainedImage(explanation, self.method, file, neighbors, pulls)
+        sheet = ExplainedImage(explanation, self.method, file, neighbors, influential)
         true = self.classifier.true_class(prediction.path)
         missing = draw_explanation(explanation, sheet.sheet, true=true, examples=examples)
         # Each missing character is reported once, whatever the number of sheets.

@@ -13,9 +13,9 @@ from linnaeus.data.table import Table
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
 from linnaeus.explain.influence import SolvedHead
+from linnaeus.explain.influential import InfluentialImage, InfluentialImages
 from linnaeus.explain.leave_one_out import leave_one_out
 from linnaeus.explain.neighbors import Neighbor, training_image
-from linnaeus.explain.pulls import Pull, Pulls
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import MODEL
@@ -33,7 +33,7 @@ PURPOSE = "the influence of its training images cannot be computed"
 
 
 class TrainingInfluence:
-    """The training images of a run, and how much each of them pulls an answer.
+    """The training images of a run, and how much each of them influences an answer.
 
     Raises UserError if the head of the run was not solved on stored features, or its images are gone.
     """
@@ -76,8 +76,8 @@ class TrainingInfluence:
         head = torch.cat([linear.weight.detach(), linear.bias.detach()[:, None]], 1).cpu()
         self.head = SolvedHead.of(self.features, _problem(labels, classes, weights), penalty, image, head)
 
-    def pulls(self, prediction: Prediction, target: int, top: int) -> Pulls:
-        """The `top` images that pull most towards class `target`, and the `top` that pull most away from it."""
+    def of(self, prediction: Prediction, target: int, top: int) -> InfluentialImages:
+        """The `top` images that raise the log-odds of class `target` most, and the `top` that lower them most."""
         assert prediction.image is not None
         x = self.classifier.preprocessing.normalise(torch.from_numpy(prediction.image)[None].to(self.classifier.device))
         with torch.inference_mode():
@@ -92,19 +92,21 @@ class TrainingInfluence:
         order = np.argsort(-effects, kind="stable")
         # An image of the training has itself as its strongest support, which explains nothing.
         order = order[[not self._is(prediction.path, k) for k in order.tolist()]]
-        towards, away = order[:top], order[::-1][:top]
-        towards, away = towards[effects[towards] > 0], away[effects[away] < 0]
-        chosen = np.concatenate([towards, away])
+        proponents, opponents = order[:top], order[::-1][:top]
+        proponents, opponents = proponents[effects[proponents] > 0], opponents[effects[opponents] < 0]
+        chosen = np.concatenate([proponents, opponents])
         # The ranking is an estimate; the shown values are solved exactly.
         solved = self.head.without(features, chosen) if len(chosen) else np.zeros((0, logits.shape[1]))
         exact = here - self._log_odds(solved, target)
         probabilities = self._outputs(solved).probabilities[:, target] if len(chosen) else np.zeros(0)
         extremes = [
-            Pull(self._shown(k), float(effects[k]), float(pull), float(probability))
-            for k, pull, probability in zip(chosen.tolist(), exact, probabilities, strict=True)
+            InfluentialImage(self._shown(k), float(effects[k]), float(influence), float(probability))
+            for k, influence, probability in zip(chosen.tolist(), exact, probabilities, strict=True)
         ]
-        first, second = extremes[: len(towards)], extremes[len(towards) :]
-        return Pulls(sorted(first, key=lambda p: -p.pull), sorted(second, key=lambda p: p.pull))
+        first, second = extremes[: len(proponents)], extremes[len(proponents) :]
+        return InfluentialImages(
+            sorted(first, key=lambda image: -image.influence), sorted(second, key=lambda image: image.influence)
+        )
 
     def _shown(self, k: int) -> Neighbor:
         return training_image(self.classifier, self.table, int(self.indices[k]), self.samples.rows, k)

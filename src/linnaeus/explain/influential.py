@@ -1,4 +1,4 @@
-"""Training images that pull an answer towards a class or away from it, as `explain --because` reports them."""
+"""Training images that raise or lower the probability of a class, as `explain --influence` reports them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from linnaeus.text import probability_percent
 
 
 @dataclass(frozen=True, eq=False)
-class Pull:
+class InfluentialImage:
     """A training image and what the answer would be without it."""
 
     shown: Neighbor
     first_order: float
     """What the image adds to the log-odds of the explained class, estimated by a Newton step or to first order."""
-    pull: float
+    influence: float
     """The same, solved again without the image."""
     probability: float
     """Calibrated probability of the explained class without the image."""
@@ -24,27 +24,32 @@ class Pull:
     def line(self) -> str:
         """As `explain` prints it."""
         without = f"{probability_percent(self.probability)} without it"
-        return f"{self.pull:>+8.3f}  {self.shown.name:<22}  {self.shown.path}  ({without})"
+        return f"{self.influence:>+8.3f}  {self.shown.name:<22}  {self.shown.path}  ({without})"
 
     def to_dict(self) -> dict[str, Any]:
         about = {key: value for key, value in self.shown.to_dict().items() if key != "similarity"}
         return about | {
-            "pull": self.pull,
+            "influence": self.influence,
             "first_order": self.first_order,
             "probability_without": self.probability,
         }
 
 
 @dataclass(frozen=True, eq=False)
-class Pulls:
-    """The training images that pull an answer most, each strongest first."""
+class InfluentialImages:
+    """The most influential training images, strongest first; in the terms of TracIn (Pruthi et al. 2020)."""
 
-    towards: list[Pull]
-    away: list[Pull]
+    proponents: list[InfluentialImage]
+    """They raise the probability of the explained class."""
+    opponents: list[InfluentialImage]
+    """They lower it."""
 
     @property
-    def all(self) -> list[Pull]:
-        return [*self.towards, *self.away]
+    def all(self) -> list[InfluentialImage]:
+        return [*self.proponents, *self.opponents]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"towards": [p.to_dict() for p in self.towards], "away": [p.to_dict() for p in self.away]}
+        return {
+            "proponents": [image.to_dict() for image in self.proponents],
+            "opponents": [image.to_dict() for image in self.opponents],
+        }
