@@ -75,7 +75,7 @@ JSON = "application/json"
 
 
 def json_items() -> Iterator[bytes]:
-    yield post(b'{"pictures": [' + b"[]," * (40 * MIB // 3) + b"[]]}", JSON)
+    yield post(b'{"images": [' + b"[]," * (40 * MIB // 3) + b"[]]}", JSON)
 
 
 def json_depth() -> Iterator[bytes]:
@@ -87,7 +87,7 @@ def json_keys() -> Iterator[bytes]:
 
 
 def json_strings() -> Iterator[bytes]:
-    yield post(b'{"pictures": ["' + rb"\n" * (20 * MIB) + b'"]}', JSON)
+    yield post(b'{"images": ["' + rb"\n" * (20 * MIB) + b'"]}', JSON)
 
 
 def multipart_names() -> Iterator[bytes]:

@@ -5,6 +5,6 @@ import ort from "onnxruntime-node";
 const [model, image] = process.argv.slice(2);
 const { data, width, height } = jpeg.decode(readFileSync(image), { useTArray: true, formatAsRGBA: false });
 const session = await ort.InferenceSession.create(model);
-const pictures = new ort.Tensor("uint8", data, [1, height, width, 3]);
-const { probabilities } = await session.run({ pictures }, ["probabilities"]);
+const images = new ort.Tensor("uint8", data, [1, height, width, 3]);
+const { probabilities } = await session.run({ images }, ["probabilities"]);
 console.log(JSON.stringify([...probabilities.data]));

@@ -90,7 +90,7 @@ def test_errors_exit_with_status_1(say, faulty: Path, tmp_path: Path):
     assert "linnaeus weights pull" in said.out
     assert "next: leaks between splits" in said.out
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert found["pictures"] == 38
+    assert found["images"] == 38
     assert found["splits"] == {"train": 25, "valid": 13}
     kinds = {finding["kind"] for finding in found["findings"]}
     assert kinds == {"leak", "truncated", "wrong-extension", "ignored", "few-to-measure"}

@@ -115,10 +115,10 @@ def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path
     path, result = exported
     assert path == run / "model.onnx"
     session = ort.InferenceSession(str(path))
-    assert [(i.name, i.type, i.shape[3]) for i in session.get_inputs()] == [("pictures", "tensor(uint8)", "channels")]
+    assert [(i.name, i.type, i.shape[3]) for i in session.get_inputs()] == [("images", "tensor(uint8)", "channels")]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [
-        (PROBABILITIES, ["pictures", 3]),
-        (LOGITS, ["pictures", 3]),
+        (PROBABILITIES, ["batch", 3]),
+        (LOGITS, ["batch", 3]),
     ]
     output = session.get_modelmeta().custom_metadata_map
     about = read_header(run / "model.safetensors")
@@ -328,20 +328,22 @@ def test_predict_finds_an_export_that_lies_beside_its_model(
     assert fastest(run, "cpu").passed_over == []
 
 
-def test_the_code_of_the_documentation_page_runs(tmp_path: Path, capsys, monkeypatch):
-    """On a golden file it prints what `linnaeus predict` does, and writes the names and threshold for Node."""
+def test_the_code_of_the_documentation_page_runs(
+    exported: tuple[Path, GateResult], tmp_path: Path, capsys, monkeypatch
+):
+    """It prints what `linnaeus predict` does, and writes the names and threshold for Node."""
     root = Path(__file__).resolve().parents[2]
-    golden = root / "tests" / "golden" / "format1"
+    picture = root / "tests" / "golden" / "format1" / "picture.png"
     (tmp_path / "runs" / "first").mkdir(parents=True)
     (tmp_path / "photos" / "rose").mkdir(parents=True)
-    shutil.copy(golden / "color.onnx", tmp_path / "runs" / "first" / "model.onnx")
-    Image.open(golden / "picture.png").save(tmp_path / "photos" / "rose" / "1.jpg", quality=95)
+    shutil.copy(exported[0], tmp_path / "runs" / "first" / "model.onnx")
+    Image.open(picture).save(tmp_path / "photos" / "rose" / "1.jpg", quality=95)
     blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "onnx.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for code in blocks:
         exec(compile(code, "docs/onnx.md", "exec"), {})
     name, probability = capsys.readouterr().out.split()[-2:]
-    expected = load(golden / "color.onnx").predict("photos/rose/1.jpg")
+    expected = load(exported[0]).predict("photos/rose/1.jpg")
     assert expected.name.endswith(name)
     assert float(probability) == pytest.approx(expected.probability, abs=1e-2)
     assert tuple(json.loads(Path("names.json").read_text())) == expected.names

@@ -25,7 +25,7 @@ def made(**changed: str) -> bytes:
     """A valid file whose logits are the mean of the pixels, and its negative."""
     h = onnx.helper
     nodes = [
-        h.make_node("Cast", ["pictures"], ["x"], to=1),
+        h.make_node("Cast", ["images"], ["x"], to=1),
         h.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=0),
         h.make_node("Unsqueeze", ["m", "last"], ["u"]),
         h.make_node("Neg", ["u"], ["v"]),
@@ -33,7 +33,7 @@ def made(**changed: str) -> bytes:
         h.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
     ]
     axes = [onnx.numpy_helper.from_array(np.array(a, np.int64), n) for a, n in (([1, 2, 3], "axes"), ([1], "last"))]
-    given = h.make_tensor_value_info("pictures", onnx.TensorProto.UINT8, ["n", "h", "w", "c"])
+    given = h.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", "h", "w", "c"])
     out = [h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 2]) for n in ("probabilities", "logits")]
     graph = h.make_graph(nodes, "g", [given], out, initializer=axes)
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=10)

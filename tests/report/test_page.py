@@ -411,7 +411,7 @@ def test_a_run_survives_a_plot_that_fails(
     assert not (path / "curves.png").exists()
     assert {"confusion.png", "predictions.png", "report.html"} <= {file.name for file in path.iterdir()}
     assert not (path / "checkpoint").exists(), "the run has finished"
-    assert json.loads((path / "metrics.json").read_text(encoding="utf-8"))["seconds"]["pictures"] > 0
+    assert json.loads((path / "metrics.json").read_text(encoding="utf-8"))["seconds"]["plots"] > 0
 
 
 class Plain(nn.Module):

@@ -50,7 +50,7 @@ def png(seed: int = 0, label: int = 0, size: tuple[int, int] | None = None) -> b
 def files(*images: bytes, names: tuple[str, ...] | None = None) -> list[tuple[str, tuple[str, bytes, str]]]:
     """The `files` argument of httpx for a multipart request."""
     names = names or tuple(f"{i}.png" for i in range(len(images)))
-    return [("picture", (name, data, "image/png")) for name, data in zip(names, images, strict=True)]
+    return [("image", (name, data, "image/png")) for name, data in zip(names, images, strict=True)]
 
 
 class Client(TestClient):

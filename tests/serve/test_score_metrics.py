@@ -65,7 +65,7 @@ def test_the_scores_of_all_answers_are_in_the_metrics(answered: tuple[Client, li
     assert values(text, "linnaeus_unknown_probability") == {"": 0.2}
     assert values(text, "linnaeus_unknown_expected")[""] == pytest.approx(0.05)
     unknown = sum(answer["unknown"] for answer in answers)
-    assert values(text, "linnaeus_pictures_total").get('result="unknown"', 0) == unknown
+    assert values(text, "linnaeus_images_total").get('result="unknown"', 0) == unknown
 
 
 def test_a_model_that_cannot_tell_has_its_confidence_alone(classifier: Classifier):

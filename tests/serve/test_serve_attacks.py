@@ -55,11 +55,11 @@ def feed(document: JsonBody, body: bytes, size: int) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"pictures": [' + b"[]," * MIB + b"[]]}",
+        b'{"images": [' + b"[]," * MIB + b"[]]}",
         b"[" * (4 * MIB),
         b"{" + b",".join(b'"%d":0' % i for i in range(300_000)) + b"}",
-        b'{"pictures": [' + b'"",' * MIB + b'""]}',
-        b'{"pictures": [' + b",".join([b'"%b"' % (b"A" * 3000)] * 1000) + b"]}",
+        b'{"images": [' + b'"",' * MIB + b'""]}',
+        b'{"images": [' + b",".join([b'"%b"' % (b"A" * 3000)] * 1000) + b"]}",
     ],
     ids=["items", "depth", "keys", "empty strings", "long strings"],
 )
@@ -75,12 +75,12 @@ def test_json_is_refused_before_it_becomes_large(body: bytes):
 def test_json_images_do_not_depend_on_how_they_arrive(size: int, escape: bool):
     data = [bytes(range(256)) * 20, b"", b"ab"]
     texts = [base64.encodebytes(d).decode() for d in data]
-    body = json.dumps({"pictures": [*texts, {"name": "ü" * 2000, "data": texts[0]}]}, ensure_ascii=escape).encode()
+    body = json.dumps({"images": [*texts, {"name": "ü" * 2000, "data": texts[0]}]}, ensure_ascii=escape).encode()
     document = JsonBody(max_strings=4)
     feed(document, body, size)
     content = document.finish()
     assert isinstance(content, dict)
-    *plain, named = content["pictures"]
+    *plain, named = content["images"]
     assert [document.decoded(text) for text in [*plain, named["data"]]] == [*data, data[0]]
     assert document.text(named["name"])[:255] == "ü" * 255
 
@@ -98,7 +98,7 @@ def test_base64_as_phones_and_other_languages_send_it(web: Client):
         f'"DATA:;Base64,{plain}"',
     ]
     for text in [*map(json.dumps, texts), *escaped]:
-        response = web.post("/predict", content=f'{{"pictures": [{text}]}}'.encode(), headers=JSON)
+        response = web.post("/predict", content=f'{{"images": [{text}]}}'.encode(), headers=JSON)
         assert response.status_code == 200, (text[:60], response.text)
 
 
@@ -106,12 +106,12 @@ def test_base64_as_phones_and_other_languages_send_it(web: Client):
     "text", ["A", "AAAA=AAA", "AAA=AAAA" * 500, "AAAA" * 500 + "A", "data:image/png,abc", "ä" * 2000]
 )
 def test_what_is_not_base64_is_named(web: Client, text: str):
-    response = web.post("/predict", json={"pictures": ["", text]})
+    response = web.post("/predict", json={"images": ["", text]})
     assert (response.status_code, error(response)) == (422, "image 2 is not valid base64")
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"pictures": ["\\x"]}', b'{"pictures": ["%b\\u12"]}' % (b"A" * 3000), b'{"pictures": ["', b'"\xff"']
+    "body", [b'{"images": ["\\x"]}', b'{"images": ["%b\\u12"]}' % (b"A" * 3000), b'{"images": ["', b'"\xff"']
 )
 def test_json_with_invalid_strings_is_refused(web: Client, body: bytes):
     response = web.post("/predict", content=body, headers=JSON)
@@ -182,7 +182,7 @@ def png_with_profile(profile: bytes) -> bytes:
         (b"GET /model%00/..%2fmodel HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
         (b'GET /model HTTP/1.1\r\nHost: localhost\r\nCookie: linnaeus="' + rb"\041" * 3500 + b'"\r\n\r\n', b"200"),
         (with_body(b'{"a":' * 10_000, b"application/json"), b"422"),
-        (with_body(b'{"pictures": [1' + b"0" * 50_000 + b"]}", b"application/json"), b"422"),
+        (with_body(b'{"images": [1' + b"0" * 50_000 + b"]}", b"application/json"), b"422"),
         (with_body(gzip.compress(bytes(64 * MIB)), b"image/png\r\nContent-Encoding: gzip"), b"415"),
         (with_body(png_with_profile(bytes(64 * MIB)), b"image/png"), b"422"),
         (with_body(b"--x\r\nA: " + b"b" * MIB, b"multipart/form-data; boundary=x"), b"422"),

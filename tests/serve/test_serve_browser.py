@@ -417,7 +417,7 @@ def test_the_percentages_of_an_unknown_image_are_no_verdict(open_page: Open, cla
 @pytest.mark.parametrize("width", [390, 768])
 def test_names_of_similar_images_are_whole_words(open_page: Open, width: int):
     page = wait_for_model(open_page(viewport={"width": width, "height": 844}))
-    similar = {"name": "hippeastrum", "path": "a.jpg", "picture": "data:,", "similarity": 0.9}
+    similar = {"name": "hippeastrum", "path": "a.jpg", "thumbnail": "data:,", "similarity": 0.9}
     alter_answers(page, like=[similar] * 5)
     add_files(page, ("image_04173.jpg", png()))
     wait_for_answers(page, 1)

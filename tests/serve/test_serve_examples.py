@@ -22,7 +22,7 @@ PREPROCESSING = Preprocessing(256, 224)
 
 
 def opened(example: dict[str, str]) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(example["picture"].partition(",")[2])))
+    return Image.open(io.BytesIO(base64.b64decode(example["image"].partition(",")[2])))
 
 
 def test_a_photograph_is_turned_reduced_and_loses_its_metadata(tmp_path: Path):
@@ -38,7 +38,7 @@ def test_a_photograph_is_turned_reduced_and_loses_its_metadata(tmp_path: Path):
     assert opened(other).format == "JPEG"
     assert (tmp_path / "a.jpg").read_bytes().count(b"a camera") == 1
     assert not opened(photo).getexif()
-    assert b"a camera" not in base64.b64decode(photo["picture"].partition(",")[2])
+    assert b"a camera" not in base64.b64decode(photo["image"].partition(",")[2])
 
 
 def test_small_images_keep_their_pixels(tmp_path: Path):
@@ -53,7 +53,7 @@ def test_sixteen_bits_are_reduced_as_for_the_network(tmp_path: Path):
     Image.fromarray(values).save(tmp_path / "deep.png")
     model = Preprocessing(16, 16, bits=12)
     (example,) = read_examples(str(tmp_path), model)
-    (tmp_path / "shown.png").write_bytes(base64.b64decode(example["picture"].partition(",")[2]))
+    (tmp_path / "shown.png").write_bytes(base64.b64decode(example["image"].partition(",")[2]))
     assert np.array_equal(model.load(tmp_path / "shown.png"), model.load(tmp_path / "deep.png"))
     assert np.ptp(np.asarray(opened(example))) == 255, "without the bits of the model, all are nearly black"
 
@@ -88,7 +88,7 @@ def test_another_export_has_no_examples(model: Path, tmp_path: Path, say: Callab
 
 
 def test_examples_need_the_token(classifier: Classifier):
-    examples = ({"name": "a.png", "picture": "data:image/png;base64,"},)
+    examples = ({"name": "a.png", "image": "data:image/png;base64,"},)
     with client(classifier, token="geheim", examples=examples) as web:
         allowed = {"Authorization": "Bearer geheim"}
         assert web.get("/model", headers=allowed).json()["examples"] is True

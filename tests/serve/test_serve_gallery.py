@@ -25,13 +25,13 @@ def test_explanations_contain_similar_images(tmp_path: Path):
         assert web.get("/model").json()["neighbors"] == 12
         path = source / "1" / "1 2.png"
         # The client's name is the path of a training image: it must not exclude that image from the similar ones.
-        body = {"pictures": [{"name": str(path), "data": base64.b64encode(path.read_bytes()).decode()}]}
+        body = {"images": [{"name": str(path), "data": base64.b64encode(path.read_bytes()).decode()}]}
         like = web.post("/predict?explain=1", json=body).json()["predictions"][0]["like"]
         assert "like" not in web.post("/predict", json=body).json()["predictions"][0]
     assert len(like) == 5
     assert (like[0]["path"], like[0]["class"], like[0]["name"]) == ("1/1 2.png", "1", "name of 1")
     assert like[0]["similarity"] == pytest.approx(1, abs=1e-5)
-    assert like[0]["picture"].startswith("data:image/jpeg;base64,")
+    assert like[0]["thumbnail"].startswith("data:image/jpeg;base64,")
 
 
 def test_a_missing_source_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

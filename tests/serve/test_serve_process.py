@@ -176,7 +176,7 @@ def test_requests_in_progress_are_answered_before_shutdown(tmp_path: Path, numbe
         clients = [threading.Thread(target=predict) for _ in range(4)]
         for thread in clients:
             thread.start()
-        wait_until(lambda: "linnaeus_pictures_in_hand 4.0" in httpx2.get(f"{server.address}/metrics").text)
+        wait_until(lambda: "linnaeus_images_in_progress 4.0" in httpx2.get(f"{server.address}/metrics").text)
         assert server.stop(number) == 0
         for thread in clients:
             thread.join()
@@ -202,7 +202,7 @@ def test_a_second_ctrl_c_abandons_the_requests_in_progress(tmp_path: Path):
         clients = [threading.Thread(target=predict) for _ in range(4)]
         for thread in clients:
             thread.start()
-        wait_until(lambda: "linnaeus_pictures_in_hand 8.0" in httpx2.get(f"{server.address}/metrics").text)
+        wait_until(lambda: "linnaeus_images_in_progress 8.0" in httpx2.get(f"{server.address}/metrics").text)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert server.stop(signal.SIGINT) == 130
@@ -244,7 +244,7 @@ def test_a_closed_terminal_does_not_damage_the_image_that_is_being_decoded(model
         statuses: list[int] = []
         client = threading.Thread(target=lambda: statuses.append(server.predict(image.getvalue()).status_code))
         client.start()
-        wait_until(lambda: "linnaeus_pictures_in_hand 1.0" in httpx2.get(f"{server.address}/metrics").text)
+        wait_until(lambda: "linnaeus_images_in_progress 1.0" in httpx2.get(f"{server.address}/metrics").text)
         os.killpg(server.process.pid, signal.SIGHUP)
         client.join()
         assert server.process.wait(60) == 0
@@ -269,6 +269,6 @@ def test_invalid_options_are_reported_in_one_line(say: Any, model: Path, server:
     assert f"--port {server.port}: in use on 127.0.0.1" in in_use.err
     assert "no such address" in say("serve", model, "--host", "no.such.host.invalid").err
     assert "--max-images 32" in say("serve", model, "--queue", "8").err
-    assert "--max-images 9" in say("serve", model, "--queue", "8", "--max-pictures", "9").err, "the former name"
+    assert "--max-images 9" in say("serve", model, "--queue", "8", "--max-images", "9").err
     assert "--token" in say("serve", model, "--token", "ä").err
     assert say("serve", model.parent / "nothing").status == 2

@@ -30,9 +30,9 @@ def test_all_formats_of_a_request_give_the_predictions_of_the_classifier(web: Cl
     text = [base64.b64encode(image).decode() for image in images]
 
     multipart = web.post("/predict?top=2", files=files(*images)).json()["predictions"]
-    plain = web.post("/predict?top=2", json={"pictures": text}).json()["predictions"]
+    plain = web.post("/predict?top=2", json={"images": text}).json()["predictions"]
     named = [{"name": "a", "data": f"data:image/png;base64,{data}"} for data in text]
-    data = web.post("/predict?top=2", json={"pictures": named}).json()["predictions"]
+    data = web.post("/predict?top=2", json={"images": named}).json()["predictions"]
     raw = [web.post("/predict?top=2", content=image, headers={"Content-Type": "image/png"}) for image in images]
 
     assert len({json.dumps(prediction["top"]) for prediction in expected}) == 3, "different, or a mix-up stays unseen"
@@ -82,15 +82,15 @@ def test_names_are_displayed_and_never_opened(web: Client, tmp_path: Path):
     secret = tmp_path / "secret.png"
     Image.new("L", (28, 28), 255).save(secret)
     for name in (str(secret), "../../etc/passwd", "日本語.png", "a\u0000b.png"):
-        response = web.post("/predict?explain=1", json={"pictures": [{"name": name, "data": ""}]})
+        response = web.post("/predict?explain=1", json={"images": [{"name": name, "data": ""}]})
         assert response.status_code == 422
         assert response.json()["predictions"][0]["error"] == "empty"
         assert response.json()["predictions"][0]["path"] == name
-    long = web.post("/predict", json={"pictures": [{"name": "x" * 5000, "data": base64.b64encode(png()).decode()}]})
+    long = web.post("/predict", json={"images": [{"name": "x" * 5000, "data": base64.b64encode(png()).decode()}]})
     assert len(long.json()["predictions"][0]["path"]) == 255
     surrogate = web.post(
         "/predict",
-        content=rb'{"pictures": [{"name": "\ud800", "data": ""}]}',
+        content=rb'{"images": [{"name": "\ud800", "data": ""}]}',
         headers={"Content-Type": "application/json"},
     )
     assert surrogate.json()["predictions"][0]["path"] == "\\ud800"
@@ -164,8 +164,8 @@ def test_health_readiness_and_metrics(classifier: Classifier):
         text = web.get("/metrics").text
         assert 'linnaeus_requests_total{route="/predict",status="200"} 1.0' in text
         assert 'linnaeus_requests_total{route="other",status="404"} 1.0' in text, "unknown paths are not labels"
-        assert 'linnaeus_pictures_total{result="unreadable"} 1.0' in text
-        assert 'linnaeus_pictures_total{result="answered"} 1.0' in text
+        assert 'linnaeus_images_total{result="unreadable"} 1.0' in text
+        assert 'linnaeus_images_total{result="answered"} 1.0' in text
         assert "linnaeus_batch_size_count 1.0" in text
         with web.service.batcher.admission.admit(4):
             assert web.get("/ready").status_code == 503

@@ -28,11 +28,11 @@ END = b"--x--\r\n"
         (b"x" * 50_001, OCTETS, 413, "exceeds 50,000 bytes"),
         (b"{", JSON, 422, "not valid JSON"),
         (b"[" * 20_000, JSON, 422, "not valid JSON"),
-        (b"[]", JSON, 422, "pictures"),
-        (b'{"pictures": []}', JSON, 422, "no image"),
-        (b'{"pictures": [1]}', JSON, 422, "image 1"),
-        (b'{"pictures": ["", "?"]}', JSON, 422, "image 2 is not valid base64"),
-        (b'{"pictures": ["", "", "", "", ""]}', JSON, 413, "more than 4 images"),
+        (b"[]", JSON, 422, "images"),
+        (b'{"images": []}', JSON, 422, "no image"),
+        (b'{"images": [1]}', JSON, 422, "image 1"),
+        (b'{"images": ["", "?"]}', JSON, 422, "image 2 is not valid base64"),
+        (b'{"images": ["", "", "", "", ""]}', JSON, 413, "more than 4 images"),
         (PART + END, {"Content-Type": "multipart/form-data"}, 422, "boundary"),
         (PART + END, {"Content-Type": "multipart/form-data; boundary=y"}, 422, "not valid multipart"),
         (PART, MULTIPART, 422, "truncated"),
@@ -50,7 +50,7 @@ def test_an_invalid_request_is_refused_in_one_line(
     assert response.status_code == status
     assert message in error(response)
     assert web.service.batcher.admission.in_progress == 0
-    assert "linnaeus_held_bytes 0.0" in web.get("/metrics").text
+    assert "linnaeus_upload_bytes 0.0" in web.get("/metrics").text
 
 
 def test_a_part_without_a_file_name_is_an_image_if_its_type_says_so(web: Client):
@@ -77,7 +77,7 @@ def test_a_body_of_unknown_length_is_counted_as_it_arrives(web: Client):
 
     response = web.post("/predict", content=chunks(), headers=OCTETS)
     assert response.status_code == 413
-    assert "linnaeus_held_bytes 0.0" in web.get("/metrics").text
+    assert "linnaeus_upload_bytes 0.0" in web.get("/metrics").text
 
 
 def test_the_memory_for_all_bodies_is_bounded(classifier: Classifier):

@@ -227,7 +227,7 @@ def test_the_onnx_file_has_independent_probabilities_and_passes_the_gate(run: Pa
 
     session = onnxruntime.InferenceSession(out)
     pixels = np.zeros((1, 28, 28, 1), np.uint8)
-    probabilities, logits = session.run(["probabilities", "logits"], {"pictures": pixels})
+    probabilities, logits = session.run(["probabilities", "logits"], {"images": pixels})
     calibration = linnaeus.load(run, device="cpu").label_calibration
     assert calibration is not None
     expected = 1 / (1 + np.exp(-(logits * calibration.scale + calibration.offset)))

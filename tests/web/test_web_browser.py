@@ -245,7 +245,7 @@ def test_an_example_is_classified_with_a_click_also_without_a_network(
     here.page.get_by_role("button", name=photos[0].name).click()
     here.page.locator(DONE).wait_for(timeout=60_000)
     examples = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    (picture,) = [example["picture"] for example in examples if example["name"] == photos[0].name]
+    (picture,) = [example["image"] for example in examples if example["name"] == photos[0].name]
     content = base64.b64decode(picture.partition(",")[2])
     assert compare(here.rows()[photos[0].name], model, content) <= PROBABILITY
     here.context.close()

@@ -51,7 +51,7 @@ class DataCheck:
         """The object that `linnaeus check --json` writes."""
         return {
             "source": printable(self.table.source),
-            "pictures": len(self.table),
+            "images": len(self.table),
             "classes": len(self.table.classes),
             "splits": {split or "unsplit": n for split, n in self.table.sizes().items()},
             "weights": self.weights,

@@ -13,12 +13,12 @@ PAGE = rb"[\s\S]*<title>Data check of"
 MARKS = {".png": rb"[\s\S]*Matplotlib", ".html": PAGE, ".htm": PAGE}
 """Patterns of the beginning of the images and pages that commands write."""
 RESULTS = {
-    "check": rb'\s*\{\s*"source":\s*".*",\s*"pictures":',
+    "check": rb'\s*\{\s*"source":\s*".*",\s*"(images|pictures)":',
     "compare": rb'\s*\{\s*"split":\s*"\w+",\s*"runs":',
     "evaluate": rb'\s*\{\s*"\w+":\s*\{\s*"n":\s*\d+,\s*"correct":',
     "explain": rb'\s*\[\s*(\]|\{\s*"path":\s*".*",\s*"top":)',
     "explain --csv": rb"image,explained,role,training_image,class,",
-    "export": rb'\s*\{\s*"kind":\s*"[\w-]+",\s*"pictures":',
+    "export": rb'\s*\{\s*"kind":\s*"[\w-]+",\s*"(images|pictures)":',
 }
 """Command -> pattern of the beginning of the results that it writes with --json."""
 

@@ -42,7 +42,6 @@ limit_options = together(
     limit("--max-mb", default=32, type=click.IntRange(1, 1024), metavar="N", help="Maximum request size in MiB."),
     limit(
         "--max-images",
-        "--max-pictures",  # the former name
         default=32,
         type=click.IntRange(1, 1000),
         metavar="N",

@@ -87,9 +87,9 @@ def assemble(
     graph = helper.make_graph(
         [*front.nodes, *model.graph.node, *back.nodes],
         "linnaeus",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["pictures", "height", "width", "channels"])],
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", "channels"])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["pictures", classes])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
             for name in (PROBABILITIES, LOGITS)
         ],
         initializer=[*front.constants, *model.graph.initializer, *back.constants],

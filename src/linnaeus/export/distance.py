@@ -70,7 +70,7 @@ def with_distance(
     g("Identity", distance, name=DISTANCE)
     copy.graph.node.extend(g.nodes)
     copy.graph.initializer.extend(g.constants)
-    copy.graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, ["pictures"]))
+    copy.graph.output.append(helper.make_tensor_value_info(DISTANCE, TensorProto.FLOAT, ["batch"]))
     return copy
 
 

@@ -76,7 +76,7 @@ class GateResult:
         draft = self.reference.draft_effect
         return {
             "kind": self.kind,
-            "pictures": {"source": Path(self.samples.source).name, "split": self.samples.images.split},
+            "images": {"source": Path(self.samples.source).name, "split": self.samples.images.split},
             "n": len(self.samples),
             "tried": [attempt.to_dict() for attempt in self.attempts],
             "chosen": self.chosen,

@@ -17,7 +17,7 @@ from linnaeus.errors import UserError
 from linnaeus.metrics.ood import distances
 from linnaeus.metrics.thumbnails import Thumbnails, area_weights
 from linnaeus.modelfile.agreement import Agreement
-from linnaeus.modelfile.onnx import DISTANCE, INPUT, LOGITS
+from linnaeus.modelfile.onnx import DISTANCE, LOGITS, input_name
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.models import Network
@@ -151,13 +151,16 @@ class OnnxRunner:
         padded = np.zeros((n, self.side, self.side, channels), np.uint8)
         inner = slice(self.start, self.start + self.size)
         padded[:, inner, inner] = images.cpu().numpy()
-        logits, *distances = self.session.run([LOGITS, DISTANCE][: 1 + self.has_distance], {INPUT: padded})
+        logits, *distances = self.session.run(
+            [LOGITS, DISTANCE][: 1 + self.has_distance], {input_name(self.session): padded}
+        )
         return Scores(logits, distances[0] if distances else None)
 
     def raw(self, image: np.ndarray, output: str = LOGITS) -> np.ndarray:
         """Logits (classes,) of an image of any size, (H, W) or (H, W, C) uint8; the graph does the preprocessing."""
         image = image if image.ndim == 3 else image[:, :, None]
-        return self.session.run([output], {INPUT: np.ascontiguousarray(image)[None]})[0][0]
+        feed = {input_name(self.session): np.ascontiguousarray(image)[None]}
+        return self.session.run([output], feed)[0][0]
 
 
 def finite_scores(score: Callable[[Tensor], Scores], images: Tensor) -> Scores:

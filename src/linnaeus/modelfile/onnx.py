@@ -1,6 +1,6 @@
 """model.onnx: the whole classifier as one graph, with the metadata of the model file that it was made from.
 
-Input `pictures` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
+Input `images` (N, H, W, 3 or 1) uint8, of any height and width; outputs `probabilities` (N, classes) float32,
 calibrated, and `logits` (N, classes) float32, uncalibrated. Opset 18. Every metadata entry is a text:
 
     format, arch, classes, names, preprocessing, calibration, metrics, data, recipe, versions
@@ -32,7 +32,7 @@ from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, pa
 KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 """Export kind -> file name in the run folder."""
 
-INPUT, PROBABILITIES, LOGITS, DISTANCE = "pictures", "probabilities", "logits", "distance"
+INPUT, PROBABILITIES, LOGITS, DISTANCE = "images", "probabilities", "logits", "distance"
 UNSEALED = "0" * 64
 RECORD = b"\x0a\x06export\x12"  # what precedes the length and the text of the entry `export`
 SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
@@ -150,11 +150,16 @@ def read_onnx(path: Path) -> tuple[Any, ModelFile, dict[str, Any]]:
     return opened, about, export
 
 
+def input_name(session: Any) -> str:
+    """`images`; files that were written before this name was chosen call their input `pictures`."""
+    return str(session.get_inputs()[0].name)
+
+
 def _check_output(path: Path, opened: Any, about: ModelFile) -> None:
     """Raise UserError unless an image of the file's size becomes one logit per class."""
     side, channels = about.preprocessing.resize, about.preprocessing.channels
     try:
-        (logits,) = opened.run([LOGITS], {INPUT: np.zeros((1, side, side, channels), np.uint8)})
+        (logits,) = opened.run([LOGITS], {input_name(opened): np.zeros((1, side, side, channels), np.uint8)})
     except Exception as error:  # ONNX Runtime raises kinds of its own
         raise UserError(
             f"{path}: does not take images of {side} pixels ({first_line(error)}); export it again"

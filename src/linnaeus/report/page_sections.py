@@ -28,7 +28,7 @@ DECIMAL = ("loss", "brier", "macro_roc_auc", "macro_average_precision", "roc_auc
 PARTS = {
     "prepare": "Reading and decoding",
     "evaluate": "Final evaluation",
-    "pictures": "Plots",
+    "pictures": "Plots",  # the key of `plots` in older runs
     "check": "Data check",
     "report": "This report",
 }

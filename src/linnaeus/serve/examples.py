@@ -23,7 +23,7 @@ QUALITY = 92
 
 
 def read_examples(folder: str, preprocessing: Preprocessing) -> tuple[dict[str, str], ...]:
-    """The images below a folder as {"name", "picture"}: the file's name, and the image as a `data:` URI.
+    """The images below a folder as {"name", "image"}: the file's name, and the image as a `data:` URI.
 
     They are encoded again as JPEG or PNG: browsers cannot show every format, a photograph has ten times the pixels that
     the network needs, and its metadata can hold the place where it was taken. 16-bit images are reduced to 8 bits as
@@ -38,7 +38,7 @@ def read_examples(folder: str, preprocessing: Preprocessing) -> tuple[dict[str, 
         image = to_pillow(decode(path, at_least=side // 2, bits=preprocessing.row_spec.bits))
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         form = "PNG" if max(image.size) <= LOSSLESS else "JPEG"
-        examples.append({"name": Path(path).name, "picture": data_uri(image, form, quality=QUALITY, optimize=True)})
+        examples.append({"name": Path(path).name, "image": data_uri(image, form, quality=QUALITY, optimize=True)})
     return tuple(examples)
 
 

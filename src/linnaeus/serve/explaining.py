@@ -80,7 +80,7 @@ def _heat_map_stages(classifier: Classifier) -> tuple[str, ...]:
 
 
 def _similar_image(neighbor: Neighbor) -> dict[str, Any]:
-    return neighbor.to_dict() | {"picture": _thumbnail(neighbor.image)}
+    return neighbor.to_dict() | {"thumbnail": _thumbnail(neighbor.image)}
 
 
 def _thumbnail(pixels: np.ndarray) -> str:

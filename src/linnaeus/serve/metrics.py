@@ -25,7 +25,7 @@ class Metrics:
             registry=registry,
         )
         self.images = Counter(
-            "linnaeus_pictures",
+            "linnaeus_images",
             "Images by result: answered, unsure, unknown or unreadable.",
             ("result",),
             registry=registry,
@@ -40,12 +40,12 @@ class Metrics:
             "linnaeus_network_seconds", "Time of a batch in the network.", buckets=SECONDS, registry=registry
         )
         self.batch_size = Histogram("linnaeus_batch_size", "Images per batch.", buckets=BATCH_SIZES, registry=registry)
-        self.in_progress = Gauge("linnaeus_pictures_in_hand", "Images in progress.", registry=registry)
+        self.in_progress = Gauge("linnaeus_images_in_progress", "Images in progress.", registry=registry)
         self.in_color = Gauge(
-            "linnaeus_pictures_in_color", "Color images received by a model of gray images.", registry=registry
+            "linnaeus_color_images", "Color images received by a model of gray images.", registry=registry
         )
         self.upload_bytes = Gauge(
-            "linnaeus_held_bytes", "Bytes of request bodies in memory or arriving.", registry=registry
+            "linnaeus_upload_bytes", "Bytes of request bodies in memory or arriving.", registry=registry
         )
 
     def observe_batch(self, images: int, waited: float, seconds: float) -> None:

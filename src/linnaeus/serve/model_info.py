@@ -28,7 +28,7 @@ def model_info(service: Service, name: str, *, report: bool) -> dict[str, Any]:
         "formats": list(formats()),
         "limits": {
             "request_bytes": limits.request_bytes,
-            "pictures": limits.images,
+            "images": limits.images,
             # The key keeps its name of the first version, since clients read it.
             "pixels": limits.pixels,
             "queue": limits.queue,

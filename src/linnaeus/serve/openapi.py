@@ -32,7 +32,7 @@ class SimilarImage(BaseModel):
     label: str = Field(alias="class")
     name: str
     similarity: float = Field(description="cosine similarity, -1 to 1")
-    picture: str = Field(description="thumbnail as a data: URL")
+    thumbnail: str = Field(description="a data: URL")
 
 
 class LabelMap(BaseModel):
@@ -88,8 +88,8 @@ REQUEST_BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"picture": {"type": "array", "items": IMAGE, "minItems": 1}},
-                    "required": ["picture"],
+                    "properties": {"image": {"type": "array", "items": IMAGE, "minItems": 1}},
+                    "required": ["image"],
                 }
             },
             "image/*": {"schema": IMAGE},
@@ -98,7 +98,7 @@ REQUEST_BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "pictures": {
+                        "images": {
                             "type": "array",
                             "minItems": 1,
                             "items": {
@@ -113,7 +113,7 @@ REQUEST_BODY: dict[str, Any] = {
                             },
                         }
                     },
-                    "required": ["pictures"],
+                    "required": ["images"],
                 }
             },
         },

@@ -23,7 +23,7 @@ NAME_LENGTH = 255
 BASE64_OVERHEAD = 4 / 3
 ACCEPTED = (
     "multipart/form-data with files, the bytes of one image as image/* or application/octet-stream, "
-    'or JSON {"pictures": [base64, …]}'
+    'or JSON {"images": [base64, …]}'
 )
 
 
@@ -170,9 +170,9 @@ async def _from_json(body: AsyncGenerator[bytes, None], limits: Limits) -> list[
         content = document.finish()
     except MalformedError as error:
         raise RefusedError(422, f"the body is not valid JSON: {error}") from None
-    images = content.get("pictures") if isinstance(content, dict) else None
+    images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise RefusedError(422, 'the JSON must have the form {"pictures": [base64, …]}')
+        raise RefusedError(422, 'the JSON must have the form {"images": [base64, …]}')
     if len(images) > limits.images:
         raise _too_many_images(limits)
     return [_from_json_image(document, image, number) for number, image in enumerate(images, 1)]

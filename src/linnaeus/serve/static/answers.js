@@ -125,8 +125,8 @@ function bar({ name, probability }, given = false) {
 
 function similarImages(images) {
   return createElement("div", { class: "similar" }, createElement("p", { class: "small" }, t("like")),
-    createElement("ul", {}, ...images.map(({ name, path, picture, similarity }) =>
+    createElement("ul", {}, ...images.map(({ name, path, thumbnail, similarity }) =>
       createElement("li", { title: `${path} (${similarity.toFixed(3)})` },
-        createElement("img", { src: picture, alt: t("like_alt", { name, path }), loading: "lazy" }),
+        createElement("img", { src: thumbnail, alt: t("like_alt", { name, path }), loading: "lazy" }),
         createElement("span", { class: "small" }, name)))));
 }

@@ -32,8 +32,8 @@ export async function isReadable(file) {
 // The images that the page offers to click.
 export async function exampleFiles() {
   const response = await fetch(new URL("./examples.json", import.meta.url), { credentials: "same-origin" });
-  return (await response.json()).map(({ name, picture }) => {
-    const [head, content] = picture.split(",");
+  return (await response.json()).map(({ name, image }) => {
+    const [head, content] = image.split(",");
     const type = head.slice("data:".length, head.indexOf(";"));
     return new File([Uint8Array.from(atob(content), (character) => character.charCodeAt(0))], name, { type });
   });

@@ -250,7 +250,7 @@ def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -
     started = time.perf_counter()
     if missing := write_plots(prepared, ending.best, evaluation):
         prepared.console.warn(advice(missing))
-    ending.timings.add_since("pictures", started)
+    ending.timings.add_since("plots", started)
 
 
 def _write_seconds(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:

@@ -71,9 +71,9 @@ async function predict({ model, session }, file) {
   if ((model.preprocessing.bits ?? 16) < 16 && (await hasSixteenBits(file))) return failed("sixteen_bits");
   const pixels = await decode(file);
   if (pixels === null) return failed("not_decoded");
-  const pictures = new ort.Tensor("uint8", pixels.data, [1, pixels.height, pixels.width, 3]);
+  const images = new ort.Tensor("uint8", pixels.data, [1, pixels.height, pixels.width, 3]);
   const outputs = session.outputNames.filter((name) => name !== "logits");
-  const result = await session.run({ pictures }, outputs);
+  const result = await session.run({ images }, outputs);
   const probabilities = result.probabilities.data;
   if (!probabilities.every(Number.isFinite)) return failed("not_finite");
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b);
