@@ -73,7 +73,7 @@ def run_ours(n: int, width: int, classes: int) -> dict[str, float]:
     x, labels = features_of(n, width, classes)
     mean, std = x.mean(0), x.std(0, correction=0)
     fold = stratified_folds(labels)
-    head, taken = measured(lambda: fit_linear_probe(x, labels, classes, fold=fold, judge_all=False))
+    head, taken = measured(lambda: fit_linear_probe(x, labels, classes, fold=fold, all_folds=False))
     # `x` is overwritten now, and the head is for features that are not standardized.
     x = features_of(n, width, classes)[0].sub_(mean).div_(std)
     loss = loss_of(x, labels, head.weight * std, head.bias + head.weight @ mean, head.penalty)

@@ -1,4 +1,4 @@
-"""The linear probe: equal to scikit-learn's solution, and judged on held-out samples only."""
+"""The linear probe: equal to scikit-learn's solution, and evaluated on held-out samples only."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_folds_solved_one_after_the_other_give_the_same_head(monkeypatch: pytest
 def large(monkeypatch: pytest.MonkeyPatch):
     """Every problem counts as large: one fold chooses the penalty."""
     monkeypatch.setattr(linear_probe, "LARGE", 1)
-    monkeypatch.setattr(linear_probe, "JUDGES", 1)
+    monkeypatch.setattr(linear_probe, "MIN_HELD_OUT", 1)
 
 
 def correlated(n: int, features: int, classes: int, spread: float) -> tuple[torch.Tensor, np.ndarray]:
@@ -218,7 +218,7 @@ def test_a_large_problem_has_the_solution_of_scikit_learn(
     from sklearn.linear_model import LogisticRegression
 
     x, labels = correlated(n, features, classes, spread)
-    probe = fit_linear_probe(x.clone(), labels, classes, judge_all=False)
+    probe = fit_linear_probe(x.clone(), labels, classes, all_folds=False)
     mean, std = x.mean(0), x.std(0, correction=0)
     z = (x - mean) / std
     theirs = LogisticRegression(C=1 / (probe.penalty * n), tol=1e-6, max_iter=5000).fit(z.numpy(), labels)
@@ -233,21 +233,21 @@ def test_a_large_problem_has_the_solution_of_scikit_learn(
     assert losses[0] < losses[1] + 1e-4
 
 
-def test_a_large_problem_is_judged_by_one_fold_unless_all_are_wanted(large: None):
+def test_a_large_problem_is_evaluated_on_one_fold_unless_all_are_wanted(large: None):
     x, labels = blobs(300, 30, 4, 3.0)
     fold = stratified_folds(labels)
-    one = fit_linear_probe(x.clone(), labels, 4, fold=fold, judge_all=False)
-    assert one.judged.tolist() == np.flatnonzero(fold == 0).tolist()
-    accuracy = (one.probabilities.argmax(1) == labels[one.judged]).mean()
+    one = fit_linear_probe(x.clone(), labels, 4, fold=fold, all_folds=False)
+    assert one.held_out.tolist() == np.flatnonzero(fold == 0).tolist()
+    accuracy = (one.probabilities.argmax(1) == labels[one.held_out]).mean()
     assert one.accuracies[one.penalty] == pytest.approx(accuracy)
     every = fit_linear_probe(x.clone(), labels, 4, fold=fold)
-    assert every.judged.tolist() == list(range(300))
-    np.testing.assert_array_equal(every.probabilities[one.judged], one.probabilities)
+    assert every.held_out.tolist() == list(range(300))
+    np.testing.assert_array_equal(every.probabilities[one.held_out], one.probabilities)
     assert abs((every.probabilities.argmax(1) == labels).mean() - accuracy) < 0.15
 
 
-def test_a_large_problem_does_not_reveal_labels_to_its_judges(large: None):
-    """With random labels, every fold is judged at chance."""
+def test_a_large_problem_does_not_reveal_held_out_labels(large: None):
+    """With random labels, every fold scores at chance."""
     generator = np.random.default_rng(1)
     x = torch.from_numpy(generator.normal(size=(200, 300))).float()
     labels = generator.integers(0, 2, 200)
@@ -265,5 +265,5 @@ def test_a_large_problem_takes_few_passes(several: bool, large: None):
     x = torch.from_numpy((x.numpy() * np.geomspace(1, 300, 60)) @ rotation).float()
     passes: list[int] = []
     targets = np.stack([labels == k for k in range(6)], 1) if several else labels
-    fit_linear_probe(x, targets, 6, judge_all=False, advance=lambda done, total, note: passes.append(done))
+    fit_linear_probe(x, targets, 6, all_folds=False, advance=lambda done, total, note: passes.append(done))
     assert passes[-1] < 110

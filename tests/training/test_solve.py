@@ -30,7 +30,7 @@ def test_the_accuracy_of_one_fold_is_not_called_cross_validated(
 ):
     if large:
         monkeypatch.setattr(linear_probe, "LARGE", 1)
-        monkeypatch.setattr(linear_probe, "JUDGES", 1)
+        monkeypatch.setattr(linear_probe, "MIN_HELD_OUT", 1)
     source = write_idx(tmp_path / "idx")
     recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1})
     linnaeus.train(source, str(recipe), out=tmp_path / "run", device="cpu", draw=False)
@@ -43,8 +43,8 @@ def test_the_accuracy_of_one_fold_is_not_called_cross_validated(
 def test_versions_of_one_image_do_not_narrow_the_interval():
     rng = np.random.default_rng(0)
     labels, images = np.tile(rng.integers(0, 2, 40), 3), np.tile(np.arange(40), 3)
-    probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are judged alike
-    head = SimpleNamespace(judged=np.arange(120), probabilities=probabilities)
+    probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are predicted alike
+    head = SimpleNamespace(held_out=np.arange(120), probabilities=probabilities)
     low, high = wilson(32, 40)
     stated = _quality(cast(Any, head), labels, _interval(cast(Any, head), labels, images), views=3)
     found = [float(text) for text in re.findall(r"(\d+\.\d) %", stated.partition("interval")[2])]
@@ -55,7 +55,7 @@ def test_versions_of_one_image_do_not_narrow_the_interval():
 def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A figure of 6 images says little where 54 others were each judged by a head that had not seen them."""
+    """A figure of 6 images says little where 54 others were each predicted by a head that had not seen them."""
     source = write_idx(tmp_path / "idx", train=60, test=3)
     views = {"views": 2, "augment": {"hflip": 0.5}}
     recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1} | views)
@@ -65,7 +65,7 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     assert held_out["n"] + metrics["n"] == 60
     assert f"(all views of {held_out['n']} images, 95 % interval " in capsys.readouterr().out
     assert held_out["accuracy_ci95"][1] - held_out["accuracy_ci95"][0] < valid[1] - valid[0]
-    stated = f"{100 * held_out['accuracy']:.2f} % of {held_out['n']} training images, each judged by a head"
+    stated = f"{100 * held_out['accuracy']:.2f} % of {held_out['n']} training images, each predicted by a head"
     assert any(line.startswith(f"held out  {stated}") for line in run.trust)
     assert f"Cross-validated: {stated}" in " ".join(write_report(run.path)[0].read_text(encoding="utf-8").split())
     assert f"Cross-validated: {stated}" in model_card(run.load(), "model.safetensors")

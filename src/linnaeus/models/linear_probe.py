@@ -3,7 +3,7 @@
 It is multinomial, or where images may have several labels one independent regression for each label.
 
 The features are standardized to mean 0 and variance 1. The penalty is chosen by stratified cross-validation: each image
-is judged by a probe that has not seen it. With many images and classes, one fold chooses the penalty (see LARGE). It is
+is predicted by a probe that has not seen it. With many images and classes, one fold chooses the penalty (see LARGE). It is
 solved in seconds where training the same head takes minutes.
 """
 
@@ -34,9 +34,9 @@ from linnaeus.models.penalty_search import (
 
 FINAL_STEPS, FINAL_TOLERANCE = 300, 1e-4
 LARGE = 4_000_000
-"""Samples times classes from which on one fold chooses the penalty, if it has JUDGES samples. The features are then
+"""Samples times classes from which on one fold chooses the penalty, if it has MIN_HELD_OUT samples. The features are then
 made uncorrelated, so that the Hessian can be estimated. 10,000 samples and 1,000 classes take an eighth of the time."""
-JUDGES = 1000  # the 95 % interval of an accuracy is at most 3 percentage points to each side
+MIN_HELD_OUT = 1000  # the 95 % interval of an accuracy is at most 3 percentage points to each side
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class LinearProbe:
     losses: dict[float, float]
     """Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit."""
     accuracies: dict[float, float]
-    """Penalty -> share of the held-out samples that are judged right; empty where there may be several labels."""
-    judged: np.ndarray
-    """(m,) int64, ascending: samples that were judged. All of them, or those of the first fold."""
+    """Penalty -> share of the held-out samples that are classified correctly; empty where there may be several labels."""
+    held_out: np.ndarray
+    """(m,) int64, ascending: samples with a held-out prediction. All of them, or those of the first fold."""
     probabilities: np.ndarray
-    """(m, classes): these samples judged by the probe of the fold that held them out, at the chosen penalty."""
+    """(m, classes): predictions for these samples by the probe of the fold that held them out, at the chosen penalty."""
     training_logits: Tensor
-    """(n, classes): each sample judged by this head, which has seen it."""
+    """(n, classes): logits of each sample by this head, which has seen it."""
 
     @property
     def at_bound(self) -> bool:
@@ -72,7 +72,7 @@ def fit_linear_probe(
     *,
     fold: np.ndarray | None = None,
     weights: Tensor | None = None,
-    judge_all: bool = True,
+    all_folds: bool = True,
     advance: Advance | None = None,
 ) -> LinearProbe:
     """Fit a linear probe to `features` (n, d); the penalty is chosen by cross-validation.
@@ -84,7 +84,7 @@ def fit_linear_probe(
     `fold` (n,) int64 is the fold that holds each sample out, -1 for none; by default `stratified_folds(labels)`.
     `weights` (classes,) are weights of the samples of each class, in the fit and in the held-out loss; with several
     labels (2, classes), of the samples without and with each label.
-    Without `judge_all` only the samples of one fold are judged where that chooses the penalty (see LARGE).
+    Without `all_folds` only the samples of one fold are predicted where that chooses the penalty (see LARGE).
     `advance` is called after each pass over the features, with the passes so far and those expected in all.
     Raises JobError if a feature is not finite.
     """
@@ -92,7 +92,7 @@ def fit_linear_probe(
     x = features.float().flatten(0, -2)  # a row for each window
     mean, std = _standardize(x)
     fold = stratified_folds(labels) if fold is None else fold
-    large = windows == 1 and len(x) * classes >= LARGE and (fold == 0).sum() >= JUDGES
+    large = windows == 1 and len(x) * classes >= LARGE and (fold == 0).sum() >= MIN_HELD_OUT
     x, rotation, variances = _rotate(x, large)
     problem = replace(_problem(x, labels, classes, weights, windows), variances=variances)
     progress = SearchProgress(advance)
@@ -100,7 +100,7 @@ def fit_linear_probe(
     folds = [Folds.of(problem, torch.from_numpy(fold).to(x.device), numbers, progress) for numbers in together]
     search = PenaltySearch(folds[0], progress)
     best = search.run()
-    judged, probabilities = _judge(folds if judge_all else folds[:1], best, progress)
+    held_out, probabilities = _held_out_probabilities(folds if all_folds else folds[:1], best, progress)
     progress.begin("all images", 0)
     final = replace(problem, evaluated=progress.passed)
     # The mean over the folds is close to the solution on all samples. The curvature of one fold is of no use: where its
@@ -113,7 +113,7 @@ def fit_linear_probe(
     weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std
     bias = solution[:, -1] - weight @ mean
     return LinearProbe(
-        weight, bias, best.penalty, search.losses, search.accuracies, judged, probabilities, training_logits
+        weight, bias, best.penalty, search.losses, search.accuracies, held_out, probabilities, training_logits
     )
 
 
@@ -128,7 +128,7 @@ def _problem(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None
     )
 
 
-def _judge(folds: list[Folds], best: Candidate, progress: SearchProgress) -> tuple[np.ndarray, np.ndarray]:
+def _held_out_probabilities(folds: list[Folds], best: Candidate, progress: SearchProgress) -> tuple[np.ndarray, np.ndarray]:
     """(m,) samples of `folds`, ascending, and their probabilities (m, classes) by the probes that have not seen them.
 
     The first of `folds` are solved by `best`, the others here.
@@ -136,7 +136,7 @@ def _judge(folds: list[Folds], best: Candidate, progress: SearchProgress) -> tup
     rows, z = [folds[0].rows], [folds[0].logits(best.solution)]
     for k, other in enumerate(folds[1:], 2):
         progress.begin(f"penalty {best.penalty:g}", len(folds) - k)
-        # From zeros: the solution for the first fold has seen the samples that this one is judged on.
+        # From zeros: the solution for the first fold has seen the samples that this one is evaluated on.
         start = other.problems.zeros()
         solution = solve(other.problems, best.penalty, start, steps=STEPS, tolerance=TOLERANCE).values
         rows.append(other.rows)

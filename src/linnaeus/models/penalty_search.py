@@ -25,14 +25,14 @@ FIRST_FIT = 10  # passes expected of a fit before any has ended
 
 @dataclass(frozen=True)
 class Folds:
-    """Some of the folds: the samples of each are judged by a probe that learns from those of all other folds."""
+    """Some of the folds: the samples of each are predicted by a probe that learns from those of all other folds."""
 
     problems: Problems
     """The folds are solved as one problem, so that a single matrix product serves all of them."""
     rows: Tensor
     """(m,) ascending: the samples of these folds."""
-    judge: Tensor
-    """(m,): which of the problems judges each."""
+    problem_of: Tensor
+    """(m,): index of the problem whose solution predicts each."""
     held_out: Tensor
     """(m,): weights of the samples in the held-out loss, which sum to 1."""
 
@@ -43,9 +43,9 @@ class Folds:
         problems = replace(problem, weights=training / training.sum(0), evaluated=progress.passed)
         held_out = torch.where(fold >= 0, weights, torch.zeros_like(weights))
         # A sample of no fold counts nowhere, but has an answer.
-        judge = fold.clamp(min=0) - numbers.start
-        rows = torch.nonzero((judge >= 0) & (judge < len(numbers)))[:, 0]
-        return cls(problems, rows, judge[rows], held_out[rows] / held_out[rows].sum())
+        problem_of = fold.clamp(min=0) - numbers.start
+        rows = torch.nonzero((problem_of >= 0) & (problem_of < len(numbers)))[:, 0]
+        return cls(problems, rows, problem_of[rows], held_out[rows] / held_out[rows].sum())
 
     @property
     def labels(self) -> Tensor:
@@ -57,7 +57,7 @@ class Folds:
         x = self.problems.x.unflatten(0, (len(self.problems.y), -1))
         z = torch.empty(len(self.rows), self.problems.classes, device=solution.device)
         for k in range(len(self.problems)):
-            places = torch.nonzero(self.judge == k)[:, 0]
+            places = torch.nonzero(self.problem_of == k)[:, 0]
             for chunk in places.split(chunk_of(self.problems.x)):
                 z[chunk] = self.problems.logits(x[self.rows[chunk]].flatten(0, 1), solution[k])
         return z

@@ -130,7 +130,7 @@ class Judge:
                 labels[:seen],
                 len(self.table.classes),
                 fold=fold,
-                judge_all=not self.by_validation,
+                all_folds=not self.by_validation,
                 advance=advance,
             )
         if self.by_validation:

@@ -1,4 +1,4 @@
-"""penalties-phaseN.csv: the penalties that were tried for a solved head, judged on held-out training images."""
+"""penalties-phaseN.csv: the penalties that were tried for a solved head, evaluated on held-out training images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def held_out_text(held_out: dict[str, Any]) -> str:
     """The entry `held_out` of validation figures in words: `92.1 % of 180 training images, each …`."""
     interval = percent_range(held_out["accuracy_ci95"])
     return (
-        f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each judged by a head that had not "
+        f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each predicted by a head that had not "
         f"seen it (95 % interval {interval}): more certain than validation, though these images "
         "also chose the penalty"
     )

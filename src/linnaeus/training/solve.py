@@ -83,7 +83,7 @@ def _solve_on(
     fold = np.tile(stratified_folds(labels[:n], seed=run.seed, groups=groups), views)
     with console.progress("solving the head", unit="passes") as advance:
         head = fit_linear_probe(
-            features, labels, run.classes, fold=fold, weights=weights, judge_all=False, advance=advance
+            features, labels, run.classes, fold=fold, weights=weights, all_folds=False, advance=advance
         )
     # Views of one image are not independent, and neither are images of one group.
     images_of = groups if views == 1 else np.tile(np.arange(n) if groups is None else groups, views)
@@ -100,7 +100,7 @@ def _solve_on(
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
-    chosen = (None, None) if interval is None else (_judged_images(head, n), interval)
+    chosen = (None, None) if interval is None else (_held_out_images(head, n), interval)
     trials = [
         Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else (None, None)))
         for penalty, loss in head.losses.items()
@@ -124,9 +124,9 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     return np.concatenate([batches.labels] * views)
 
 
-def _judged_images(head: LinearProbe, n: int) -> int:
+def _held_out_images(head: LinearProbe, n: int) -> int:
     """Number of the n images of which some view has a held-out probability."""
-    return len(np.unique(head.judged % n))
+    return len(np.unique(head.held_out % n))
 
 
 def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
@@ -136,8 +136,8 @@ def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) 
     """
     if labels.ndim > 1:
         return None
-    hits = head.probabilities.argmax(1) == labels[head.judged]
-    return proportion_interval(hits, None if groups is None else groups[head.judged])
+    hits = head.probabilities.argmax(1) == labels[head.held_out]
+    return proportion_interval(hits, None if groups is None else groups[head.held_out])
 
 
 def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float] | None, views: int = 1) -> str:
@@ -145,8 +145,8 @@ def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float
 
     `labels` (n, …) are those of all samples of the head: all images once for each of their `views`.
     """
-    images = counted(_judged_images(head, len(labels) // views), "image")
-    whole, labels = len(head.judged) == len(labels), labels[head.judged]
+    images = counted(_held_out_images(head, len(labels) // views), "image")
+    whole, labels = len(head.held_out) == len(labels), labels[head.held_out]
     how = "cross-validated training" if whole else "one fold was held out: its"
     if interval is not None:
         hits = head.probabilities.argmax(1) == labels
