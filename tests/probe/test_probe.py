@@ -1,4 +1,4 @@
-"""A probe judges each backbone on images that its head has not seen, once, and recommends one by its rule."""
+"""A probe evaluates each backbone on images that its head has not seen, once, and recommends one by its rule."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.models.weights.pretrained import IMAGENET_MEAN, IMAGENET_STD, license_warning
 from linnaeus.models.weights.store import lookup
 from linnaeus.preprocess import Preprocessing
-from linnaeus.probe import backbones, judging
+from linnaeus.probe import backbones, evaluation
 from linnaeus.probe.backbones import Backbone, Candidate, parse_backbones
 from linnaeus.probe.comparison import Comparison, Result
+from linnaeus.probe.evaluation import HeldOutAnswers
 from linnaeus.probe.features import Cost
-from linnaeus.probe.judging import Answers
 from linnaeus.probe.result_files import render
 from linnaeus.probe.run import Probe, probe
 from linnaeus.recipe import load_recipe
@@ -84,13 +84,13 @@ def test_accuracy_is_that_of_a_head_on_held_out_folds(names: str, place: Path, t
     assert (result.n, result.answers.width) == (42, features.shape[1])
 
 
-def test_many_validation_images_judge_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(judging, "LARGE_VALIDATION", 3)
+def test_many_validation_images_are_evaluated_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "LARGE_VALIDATION", 3)
     result = run(place, "A", out=tmp_path / "out")
     table = result.comparison.table
     assert result.comparison.results[0].answers.indices.tolist() == table.where("valid").tolist()
-    assert "validation images" in result.judged
-    assert json.loads((result.path / "probe.json").read_text())["judged"] == "validation"
+    assert "validation images" in result.protocol
+    assert json.loads((result.path / "probe.json").read_text())["protocol"] == "validation"
 
 
 def test_the_second_time_everything_comes_from_the_cache(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -100,7 +100,7 @@ def test_the_second_time_everything_comes_from_the_cache(place: Path, tmp_path: 
         raise AssertionError("computed again")
 
     monkeypatch.setattr("linnaeus.stores.frozen.choose_executor", forbidden)
-    monkeypatch.setattr(judging, "fit_linear_probe", forbidden)
+    monkeypatch.setattr(evaluation, "fit_linear_probe", forbidden)
     monkeypatch.setattr("linnaeus.probe.features.layer_table", forbidden)
     monkeypatch.setattr("linnaeus.stores.pixels._build", forbidden)
     second = run(place, "A,B,A+B", out=tmp_path / "out")
@@ -109,7 +109,7 @@ def test_the_second_time_everything_comes_from_the_cache(place: Path, tmp_path: 
         assert {k: v for k, v in before.items() if k not in times} == {k: v for k, v in after.items() if k not in times}
 
 
-def test_another_label_is_judged_anew(place: Path, tmp_path: Path):
+def test_another_label_is_evaluated_anew(place: Path, tmp_path: Path):
     images = write_images(tmp_path / "images", each=8)
     before = probe(images, str(place / "a.safetensors"), out=tmp_path / "out", console=QUIET)
     (images / "0" / "0 0.png").rename(images / "1" / "0 0.png")
@@ -178,7 +178,7 @@ def test_the_model_is_as_large_as_its_file(place: Path, tmp_path: Path):
 
 def result(name: str, correct: int, milliseconds: float, n: int = 200, parts: int = 1) -> Result:
     """A candidate that got the first `correct` of `n` images right."""
-    answers = Answers(np.arange(n), np.arange(n) < correct, 4, 0.1)
+    answers = HeldOutAnswers(np.arange(n), np.arange(n) < correct, 4, 0.1)
     candidate = Candidate(name, tuple(Backbone(f"{name}{i}", "w") for i in range(parts)))
     return Result(candidate, answers, Cost(1, 1, milliseconds / 1000, 4), "mit")
 
@@ -335,7 +335,7 @@ def test_copies_are_never_in_different_folds(place: Path, tmp_path: Path, say, m
         seen.append((groups, stratified_folds(labels, seed=seed, groups=groups)))
         return seen[-1][1]
 
-    monkeypatch.setattr("linnaeus.probe.judging.stratified_folds", folds)
+    monkeypatch.setattr("linnaeus.probe.evaluation.stratified_folds", folds)
     said = say("probe", tmp_path / "images", "--backbones", place / "a.safetensors", "--out", tmp_path / "out")
     assert said.status == 0, said.err
     assert "warning: 42 images of" in said.err
@@ -345,8 +345,8 @@ def test_copies_are_never_in_different_folds(place: Path, tmp_path: Path, say, m
     assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
 
 
-def test_validation_images_with_a_copy_in_training_do_not_judge(place: Path, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setattr(judging, "LARGE_VALIDATION", 3)
+def test_validation_images_with_a_copy_in_training_are_not_evaluated(place: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(evaluation, "LARGE_VALIDATION", 3)
     for label in range(3):
         for split, images in (("train", range(8)), ("valid", range(8, 12))):
             folder = tmp_path / "images" / split / str(label)
@@ -362,7 +362,7 @@ def test_validation_images_with_a_copy_in_training_do_not_judge(place: Path, tmp
     monkeypatch.setattr(said, "warn", lines.append)
     found = probe(tmp_path / "images", str(place / "a.safetensors"), out=tmp_path / "out", console=said)
     assert found.comparison.results[0].n == 12
-    assert found.judged.startswith("on the 12 of 18 validation images")
+    assert found.protocol.startswith("on the 12 of 18 validation images")
     assert any("6 images of" in line for line in lines)
     table = found.comparison.table
     names = {table.sample_id(i) for i in found.comparison.results[0].answers.indices.tolist()}
@@ -370,7 +370,7 @@ def test_validation_images_with_a_copy_in_training_do_not_judge(place: Path, tmp
 
 
 def test_too_few_unseen_validation_images_are_cross_validated(place: Path, tmp_path: Path, monkeypatch: Any):
-    monkeypatch.setattr(judging, "LARGE_VALIDATION", 4)
+    monkeypatch.setattr(evaluation, "LARGE_VALIDATION", 4)
     for label in range(3):
         for split, images in (("train", range(8)), ("valid", range(8, 9))):
             write_images(tmp_path / "images" / split, (str(label),), each=1)
@@ -379,5 +379,5 @@ def test_too_few_unseen_validation_images_are_cross_validated(place: Path, tmp_p
                     tmp_path / "images" / split / str(label) / f"{i}.png"
                 )
     found = probe(tmp_path / "images", str(place / "a.safetensors"), out=tmp_path / "out", console=QUIET)
-    assert "cross-validation" in found.judged
+    assert "cross-validation" in found.protocol
     assert found.comparison.results[0].n == 33

@@ -110,7 +110,7 @@ def test_images_are_not_forgotten_by_a_head_above_a_backbone_that_knows_them(pla
     assert "was trained by gradient descent on 1 of these images" in said.err
 
 
-def test_probe_does_not_judge_by_them(place: Path, say):
+def test_probe_does_not_evaluate_on_them(place: Path, say):
     sizes = [word for key in ("size", "resize") for word in ("--set", f"data.{key}=28")]
     probe = say("probe", place / "old", "--backbones", place / "first", *sizes, "--set", "data.channels=1")
     assert probe.status == 1

@@ -59,7 +59,7 @@ def probe(
     )
     comparison = result.comparison
     echo_text(render(comparison))
-    echo_text(f"\naccuracy {result.judged}")
+    echo_text(f"\naccuracy {result.protocol}")
     if len(comparison.results) > 1:
         echo_text("the best of several was selected on these images, so its score is slightly optimistic")
     if comparison.no_better:

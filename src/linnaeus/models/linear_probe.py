@@ -3,8 +3,8 @@
 It is multinomial, or where images may have several labels one independent regression for each label.
 
 The features are standardized to mean 0 and variance 1. The penalty is chosen by stratified cross-validation: each image
-is predicted by a probe that has not seen it. With many images and classes, one fold chooses the penalty (see LARGE). It is
-solved in seconds where training the same head takes minutes.
+is predicted by a probe that has not seen it. With many images and classes, one fold chooses the penalty (see LARGE). It
+is solved in seconds where training the same head takes minutes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from linnaeus.models.penalty_search import (
 
 FINAL_STEPS, FINAL_TOLERANCE = 300, 1e-4
 LARGE = 4_000_000
-"""Samples times classes from which on one fold chooses the penalty, if it has MIN_HELD_OUT samples. The features are then
-made uncorrelated, so that the Hessian can be estimated. 10,000 samples and 1,000 classes take an eighth of the time."""
+"""Samples times classes from which on one fold chooses the penalty, if it has MIN_HELD_OUT samples. The features are
+then made uncorrelated, so that the Hessian can be estimated. 10,000 samples and 1,000 classes take an eighth of the
+time."""
 MIN_HELD_OUT = 1000  # the 95 % interval of an accuracy is at most 3 percentage points to each side
 
 
@@ -51,11 +52,11 @@ class LinearProbe:
     losses: dict[float, float]
     """Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit."""
     accuracies: dict[float, float]
-    """Penalty -> share of the held-out samples that are classified correctly; empty where there may be several labels."""
+    """Penalty -> accuracy on the held-out samples; empty where there may be several labels."""
     held_out: np.ndarray
     """(m,) int64, ascending: samples with a held-out prediction. All of them, or those of the first fold."""
     probabilities: np.ndarray
-    """(m, classes): predictions for these samples by the probe of the fold that held them out, at the chosen penalty."""
+    """(m, classes): their predictions by the probe of the fold that held them out, at the chosen penalty."""
     training_logits: Tensor
     """(n, classes): logits of each sample by this head, which has seen it."""
 
@@ -128,7 +129,9 @@ def _problem(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None
     )
 
 
-def _held_out_probabilities(folds: list[Folds], best: Candidate, progress: SearchProgress) -> tuple[np.ndarray, np.ndarray]:
+def _held_out_probabilities(
+    folds: list[Folds], best: Candidate, progress: SearchProgress
+) -> tuple[np.ndarray, np.ndarray]:
     """(m,) samples of `folds`, ascending, and their probabilities (m, classes) by the probes that have not seen them.
 
     The first of `folds` are solved by `best`, the others here.

@@ -15,8 +15,8 @@ from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar, holm
 from linnaeus.probe.backbones import Candidate
+from linnaeus.probe.evaluation import HeldOutAnswers
 from linnaeus.probe.features import Cost
-from linnaeus.probe.judging import Answers
 
 CLOSE = 0.01
 """Accuracy that the recommended backbone may be below the best one, if no test finds a significant difference."""
@@ -27,7 +27,7 @@ class Result:
     """What was measured for one candidate."""
 
     candidate: Candidate
-    answers: Answers
+    answers: HeldOutAnswers
     cost: Cost
     license: str
     """License of the weights, `unknown` without one; of several joined with " + "."""
@@ -38,7 +38,7 @@ class Result:
 
     @property
     def n(self) -> int:
-        """Images judged."""
+        """Number of images evaluated."""
         return len(self.answers.correct)
 
     @property
@@ -76,7 +76,7 @@ class Comparison:
 
     @cached_property
     def tests(self) -> dict[str, McNemar]:
-        """Candidate -> paired test of the best against it, on the images that both were judged on."""
+        """Candidate -> paired test of the best against it, on the images that both were evaluated on."""
         return {r.name: self._test(r) for r in self.results if r is not self.best}
 
     @cached_property

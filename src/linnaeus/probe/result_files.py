@@ -13,7 +13,7 @@ import torch
 from linnaeus.files import write_text
 from linnaeus.metrics.stratification import FOLDS
 from linnaeus.probe.comparison import Comparison
-from linnaeus.probe.judging import Judge
+from linnaeus.probe.evaluation import ProbeEvaluator
 from linnaeus.text import SafeCsvWriter, align, percent, percent_range
 
 PROBE_JSON, PROBE_CSV, PROBE_PLOT = "probe.json", "probe.csv", "probe.png"
@@ -21,7 +21,9 @@ FORMAT = 1
 NESTED = ("mcnemar", "accuracy_ci95", "models", "weights")
 
 
-def write_results(folder: Path, comparison: Comparison, judge: Judge, command: str | None, *, plot: bool) -> None:
+def write_results(
+    folder: Path, comparison: Comparison, evaluator: ProbeEvaluator, command: str | None, *, plot: bool
+) -> None:
     """Write the files of a probe, each whole or not at all."""
     rows = comparison.rows()
     best, recommended = comparison.best, comparison.recommended
@@ -29,9 +31,9 @@ def write_results(folder: Path, comparison: Comparison, judge: Judge, command: s
         "format": FORMAT,
         "source": comparison.table.source,
         "fingerprint": comparison.table.fingerprint(),
-        "judged": "validation" if judge.by_validation else "cross-validation",
-        "folds": None if judge.by_validation else FOLDS,
-        "seed": judge.seed,
+        "protocol": "validation" if evaluator.by_validation else "cross-validation",
+        "folds": None if evaluator.by_validation else FOLDS,
+        "seed": evaluator.seed,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -57,12 +59,15 @@ def write_results(folder: Path, comparison: Comparison, judge: Judge, command: s
             for r in comparison.results
         ]
         probe_plot(
-            drawn, f"Backbones on {Path(comparison.table.source).name}", _says(comparison, judge), folder / PROBE_PLOT
+            drawn,
+            f"Backbones on {Path(comparison.table.source).name}",
+            _says(comparison, evaluator),
+            folder / PROBE_PLOT,
         )
 
 
-def _says(comparison: Comparison, judge: Judge) -> str:
-    return f"accuracy {judge}, n = {comparison.best.n:,}, with 95 % intervals"
+def _says(comparison: Comparison, evaluator: ProbeEvaluator) -> str:
+    return f"accuracy {evaluator}, n = {comparison.best.n:,}, with 95 % intervals"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

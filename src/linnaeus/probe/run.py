@@ -28,8 +28,8 @@ from linnaeus.inference.membership import held_in, images_of_weights
 from linnaeus.models.weights.store import local_backbones
 from linnaeus.probe.backbones import Backbone, Candidate, load_backbone, parse_backbones
 from linnaeus.probe.comparison import Comparison, Failure, Result
+from linnaeus.probe.evaluation import ProbeEvaluator
 from linnaeus.probe.features import Cost, FeatureExtractor, StoredFeatures
-from linnaeus.probe.judging import Judge
 from linnaeus.probe.result_files import PROBE_JSON, write_results
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.ownership import removed_if_empty
@@ -52,7 +52,7 @@ class Probe:
     comparison: Comparison
     command: str | None
     """The `linnaeus train` command for the recommended backbone."""
-    judged: str
+    protocol: str
     """How accuracy was measured, in words."""
 
 
@@ -94,12 +94,12 @@ def probe(
         job = _Job(table, settings, seed, chosen, console)
         comparison = job.compare(candidates.chosen, folder)
         command = _command(str(source), comparison, settings, seed)
-        write_results(folder, comparison, job.judge, command, plot=True)
-    return Probe(folder, comparison, command, str(job.judge))
+        write_results(folder, comparison, job.evaluator, command, plot=True)
+    return Probe(folder, comparison, command, str(job.evaluator))
 
 
 def _copies_together(table: Table, console: Console) -> Table:
-    """The table with copies in one group: otherwise a head would be judged on what it has seen."""
+    """The table with copies in one group: otherwise a head would be evaluated on what it has seen."""
     groups = copies(table, console=console)
     if n := int((groups != np.arange(len(table))).sum()):
         console.warn(
@@ -154,8 +154,8 @@ class _Job:
     bits: int | None = None
 
     @property
-    def judge(self) -> Judge:
-        return Judge(self.table, self.seed or 0, default_cache(), self.console)
+    def evaluator(self) -> ProbeEvaluator:
+        return ProbeEvaluator(self.table, self.seed or 0, default_cache(), self.console)
 
     def compare(self, candidates: tuple[Candidate, ...], folder: Path) -> Comparison:
         """Measure all candidates; the files are written after each, so that an interruption loses none."""
@@ -174,7 +174,7 @@ class _Job:
                 failures = (*failures, Failure(candidate, reason))
             comparison = Comparison(self.table, results, failures)
             if results:
-                write_results(folder, comparison, self.judge, None, plot=False)
+                write_results(folder, comparison, self.evaluator, None, plot=False)
         if not comparison.results:
             raise JobError("no backbone could be compared, for the reasons above; choose others with --backbones")
         return comparison
@@ -191,7 +191,7 @@ class _Job:
                     self.failed.add(backbone)
                     raise
         parts = [self.measured[backbone] for backbone in candidate.backbones]
-        answers = self.judge.answers([features for features, _, _ in parts])
+        answers = self.evaluator.evaluate([features for features, _, _ in parts])
         cost = parts[0][1]
         for _, other, _ in parts[1:]:
             cost = cost + other
@@ -201,7 +201,7 @@ class _Job:
     def _extract(self, backbone: Backbone) -> tuple[StoredFeatures, Cost, str]:
         """Features, cost and license of a backbone, with the network and preprocessing that `train` would use.
 
-        Raises UserError for a backbone that was trained on these images: what it remembers would be judged.
+        Raises UserError for a backbone that was trained on these images: what it remembers would be measured.
         """
         if n := int(held_in(images_of_weights(backbone.weights, with_head=False), self.table).sum()):
             raise UserError(

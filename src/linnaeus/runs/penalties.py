@@ -35,8 +35,8 @@ def held_out_text(held_out: dict[str, Any]) -> str:
     """The entry `held_out` of validation figures in words: `92.1 % of 180 training images, each …`."""
     interval = percent_range(held_out["accuracy_ci95"])
     return (
-        f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each predicted by a head that had not "
-        f"seen it (95 % interval {interval}): more certain than validation, though these images "
+        f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each predicted by a head that had "
+        f"not seen it (95 % interval {interval}): more certain than validation, though these images "
         "also chose the penalty"
     )
 

@@ -1,4 +1,4 @@
-"""How a probe measures accuracy: one linear head for each backbone, judged on images that it has not seen."""
+"""How a probe measures accuracy: one linear head for each backbone, evaluated on images that it has not seen."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from linnaeus.stores.rows import save_array
 
 VERSION = 2
 LARGE_VALIDATION = 1000
-"""Validation images from which on they judge alone: the 95 % interval is then at most 3 percentage points to each
-side. Below, training and validation images are judged together by cross-validation, which is several times as many."""
+"""Validation images from which on accuracy is measured on them alone: the 95 % interval is then at most 3 percentage
+points to each side. Below, training and validation images are evaluated by cross-validation: several times as many."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class HeldOutAnswers:
     """Which images the head of a candidate classified correctly without having seen them."""
 
     indices: np.ndarray
@@ -43,13 +43,13 @@ class Answers:
     penalty: float
 
     def at(self, indices: np.ndarray) -> np.ndarray:
-        """(k,) bool: whether each of these images, all of which were judged, was classified correctly."""
+        """(k,) bool: whether each of these images, all of which were evaluated, was classified correctly."""
         return self.correct[np.searchsorted(self.indices, indices)]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Solves a head on features, and judges it, in the same way for all candidates."""
+class ProbeEvaluator:
+    """Solves a head on features, and evaluates it, in the same way for all candidates."""
 
     table: Table
     seed: int
@@ -58,7 +58,7 @@ class Judge:
 
     @property
     def by_validation(self) -> bool:
-        """Whether the validation images judge alone; otherwise cross-validation judges them and the training images."""
+        """Whether accuracy is measured on the validation images alone, not by cross-validation."""
         return int(self.unseen.sum()) >= LARGE_VALIDATION
 
     @cached_property
@@ -75,24 +75,24 @@ class Judge:
             return "on the validation images, which the heads have not seen"
         return f"by {FOLDS}-fold cross-validation over training and validation images"
 
-    def answers(self, parts: Sequence[StoredFeatures]) -> Answers:
-        """Solve and judge one head on the features of one or several backbones, concatenated.
+    def evaluate(self, parts: Sequence[StoredFeatures]) -> HeldOutAnswers:
+        """Solve and evaluate one head on the features of one or several backbones, concatenated.
 
-        The answers are kept in the cache. Raises UserError if too few images can be judged.
+        The answers are kept in the cache. Raises UserError if too few images can be held out.
         """
         indices = _common(parts)
         with feature_matrix(len(indices), sum(part.width for part in parts), torch.device("cpu")) as features:
             _concatenate(parts, indices, features)
             return self._known_or_solved(features, indices)
 
-    def _known_or_solved(self, features: Tensor, indices: np.ndarray) -> Answers:
+    def _known_or_solved(self, features: Tensor, indices: np.ndarray) -> HeldOutAnswers:
         key = self._key(features, indices)
         # Two probes that run at once solve a head once.
         with self.cache.lock(key):
             entry = self.cache.find(key)
             if entry is not None:
-                correct, judged = np.load(entry.path / "correct.npy"), np.load(entry.path / "indices.npy")
-                return Answers(judged, correct, features.shape[1], float(entry.about["penalty"]))
+                correct, evaluated = np.load(entry.path / "correct.npy"), np.load(entry.path / "indices.npy")
+                return HeldOutAnswers(evaluated, correct, features.shape[1], float(entry.about["penalty"]))
             answers = self._solve(features, indices)
             # A full cache costs time only: the head is solved again in the next probe.
             with suppress(OverBudgetError), self.cache.building(key) as folder:
@@ -111,7 +111,7 @@ class Judge:
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
         return f"probe-{digest.hexdigest()[:32]}"
 
-    def _solve(self, features: Tensor, indices: np.ndarray) -> Answers:
+    def _solve(self, features: Tensor, indices: np.ndarray) -> HeldOutAnswers:
         labels, groups = self.table.labels[indices], self.table.group_numbers(indices)
         width, seen = features.shape[1], len(indices)
         if self.by_validation:
@@ -137,13 +137,13 @@ class Judge:
             solution = torch.cat([head.weight, head.bias[:, None]], 1)
             answers = logits(features[seen:], solution).argmax(1).numpy()
             unseen = self.unseen[indices[seen:]]
-            judged, predicted = seen + np.flatnonzero(unseen), answers[unseen]
+            evaluated, predicted = seen + np.flatnonzero(unseen), answers[unseen]
         else:
-            judged = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
-            predicted = head.probabilities[judged].argmax(1)
+            evaluated = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
+            predicted = head.probabilities[evaluated].argmax(1)
         # In the order of the table, so that the paired tests compare equal images.
-        order = np.argsort(indices[judged])
-        return Answers(indices[judged][order], (predicted == labels[judged])[order], width, head.penalty)
+        order = np.argsort(indices[evaluated])
+        return HeldOutAnswers(indices[evaluated][order], (predicted == labels[evaluated])[order], width, head.penalty)
 
 
 def _common(parts: Sequence[StoredFeatures]) -> np.ndarray:
