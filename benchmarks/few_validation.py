@@ -43,10 +43,10 @@ def draw(features: np.ndarray, kinds: np.ndarray, each: int, seed: int) -> list[
         return Outputs(labels[images], logits, distances=distances(features[images], references))
 
     temperature = fit_temperature(outputs(valid))
-    judge, inside, outside = (outputs(images).at(temperature) for images in (valid, new, other))
+    calibration, inside, outside = (outputs(images).at(temperature) for images in (valid, new, other))
     limits = (
-        choose_thresholds(judge.distances, judge.confidence),
-        cross_validated_thresholds(features[train], labels[train], None, temperature, judge),
+        choose_thresholds(calibration.distances, calibration.confidence),
+        cross_validated_thresholds(features[train], labels[train], None, temperature, calibration),
     )
     return [
         1 - float(each_limit.unknown(images.distances, images.confidence).mean())

@@ -52,7 +52,7 @@ PAIRS = (
     ("probability", "Mahalanobis"),
     ("probability", "ViM"),
 )
-"""Scores that are judged together, as a model combines its own two."""
+"""Scores that are evaluated together, as a model combines its own two."""
 
 
 @dataclass(frozen=True)

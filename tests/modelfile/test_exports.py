@@ -146,7 +146,7 @@ def test_a_float_export_needs_no_number_of_images(run: Path):
 
 
 @pytest.mark.parametrize(("differing", "n", "used"), [(1, 200, True), (20, 200, False), (0, 20, False)])
-def test_a_record_of_an_earlier_version_is_judged_by_its_file(differing: int, n: int, used: bool, run: Path):
+def test_a_record_of_an_earlier_version_is_checked_against_its_file(differing: int, n: int, used: bool, run: Path):
     """It holds no agreement, but the export describes its comparison."""
     share = 1 - differing / n
     tried = [

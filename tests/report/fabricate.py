@@ -77,12 +77,12 @@ def fabricate(
         for seed, split in enumerate(("valid", "test"))
         if len(table.where(split))
     }
-    judged = FinalEvaluation(outputs, 1)
+    evaluated = FinalEvaluation(outputs, 1)
     rows: list[PredictionRow] = []
     torch.manual_seed(0)
     network = create("mini_resnet", k, 3, widths=[6, 8, 12])
     about = ModelFile(network.arch, table.classes, table.names, seen)
-    about.calibration = judged.calibration.to_dict()
+    about.calibration = evaluated.calibration.to_dict()
     about.recipe = {"name": "fabricated", "model": {"name": "mini_resnet", "weights": "none"}, "data": {}}
     about.recipe["phase"] = [
         {"train": ["head"], "epochs": n, "batch": 64, "optimizer": "adam", "lr": 1e-3} for n in phases
@@ -96,15 +96,15 @@ def fabricate(
         for epoch in range(1, epochs + 1):
             loss = 2.0 / (len(folder.rows) + 1)
             folder.add(Row(phase, epoch, 1e-3, loss, 1 - loss / 4, loss * 1.2, 1 - loss / 3.5, 1.5))
-    for split, out in judged.calibrated.items():
+    for split, out in evaluated.calibrated.items():
         samples = [table.sample_id(i) for i in table.where(split).tolist()]
         rows.extend(prediction_rows(split, samples, out, table.classes))
     write_predictions(folder.file("predictions.csv"), rows)
-    folder.write_evaluation(long_dict(judged.assessments, table))
+    folder.write_evaluation(long_dict(evaluated.assessments, table))
     seconds = {"prepare": 4.1, **{f"phase {i}": 20.0 * i for i in range(1, len(phases) + 1)}, "evaluate": 3.0}
     folder.write_metrics(
         {
-            **judged.to_dict(),
+            **evaluated.to_dict(),
             "source": {"path": str(source), "kind": table.kind},
             "selected_on": "valid",
             "best": {"by": "accuracy", "phase": len(phases), "epoch": phases[-1]},

@@ -179,8 +179,8 @@ def test_columns_with_wide_characters_are_aligned():
 
 
 def test_a_calibration_error_that_counts_copies_says_so():
-    judged = FinalEvaluation({"valid": outputs(300, 8)}, 1)
+    evaluated = FinalEvaluation({"valid": outputs(300, 8)}, 1)
     stated = "(validation, cross-fitted; images that were seen before are counted)"
-    assert not any(stated in line for line in judged.lines())
-    judged.without_leaks = {"valid": None}
-    assert [stated in line for line in judged.lines() if line.startswith("certainty")] == [True]
+    assert not any(stated in line for line in evaluated.lines())
+    evaluated.without_leaks = {"valid": None}
+    assert [stated in line for line in evaluated.lines() if line.startswith("certainty")] == [True]

@@ -63,9 +63,9 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     assert found["calibration"]["abstention"]["grouped"] is True
     with (run / "predictions.csv").open(newline="") as file:
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
-    judged = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
-    assert f"{valid['correct']} of 12, in 3 groups" in judged.out
-    assert "tested     none: the images come in groups, whose errors are correlated\n" in judged.out
+    evaluated = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
+    assert f"{valid['correct']} of 12, in 3 groups" in evaluated.out
+    assert "tested     none: the images come in groups, whose errors are correlated\n" in evaluated.out
     again = json.loads((tmp_path / "e.json").read_text())["valid"]
     assert again["accuracy_ci95"] == valid["accuracy_ci95"]
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]
@@ -94,7 +94,7 @@ def test_copies_are_not_called_groups_where_no_groups_were_asked_for(say, patien
     assert "findings  all are listed in check.json in the run folder" in said.out
 
 
-def test_a_head_is_not_judged_on_altered_copies_of_what_it_has_seen(
+def test_a_head_is_not_evaluated_on_altered_copies_of_what_it_has_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for i in range(20):

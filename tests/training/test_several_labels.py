@@ -111,9 +111,9 @@ def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path)
         rows = list(csv.DictReader(file))
     assert rows[4]["labels"].count("|") == 3
     assert say("predict", run, *images, "--out", out, *CPU).status == 0  # continued: nothing is predicted again
-    judged = say("evaluate", run, folder / "all.csv", "--json", tmp_path / "e.json", *CPU)
-    assert judged.status == 0, judged.err
-    assert "mean average precision (mAP)" in judged.out
+    evaluated = say("evaluate", run, folder / "all.csv", "--json", tmp_path / "e.json", *CPU)
+    assert evaluated.status == 0, evaluated.err
+    assert "mean average precision (mAP)" in evaluated.out
     found = json.loads((tmp_path / "e.json").read_text())
     (split,) = (name for name in found if name != "valid")
     metrics = json.loads((run / "metrics.json").read_text())

@@ -1,7 +1,7 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068).
 
-A linear head on embeddings is fitted by cross-validation, so that each image is judged by a head that has seen neither
-the image nor its group: the other images of a patient would confirm a label that is wrong for all of them. The
+A linear head on embeddings is fitted by cross-validation, so that each image is predicted by a head that has seen
+neither the image nor its group: the other images of a patient would confirm a label that is wrong for all of them. The
 threshold of a class is the mean probability of the class over the images with its label. An image that reaches the
 threshold of another class is confidently counted as that class, as the most probable one if there are several (section
 3.1, equations 1 and 2). It assumes that label errors depend on the class, not on the image. Where images may have
@@ -123,7 +123,7 @@ class PairRanking:
 def rank_pairs(labels: np.ndarray, probabilities: np.ndarray) -> PairRanking:
     """Rank labels (n, labels) bool by out-of-sample probabilities: pairs of which the opposite is more probable.
 
-    The most suspicious is the pair whose given state is least probable (self-confidence). Confident learning judges
+    The most suspicious is the pair whose given state is least probable (self-confidence). Confident learning examines
     each label on its own, as two classes: with and without. Its thresholds are the mean probability over the images
     that have it, and the mean of one minus the probability over the others. A label is confidently missing where an
     image without it reaches the first, and confidently wrong where an image with it reaches the second. In practice a
@@ -152,17 +152,17 @@ def suspicious_label_sets(table: Table, embeddings: Embeddings) -> list[Finding]
     frequent = np.flatnonzero((labels.sum(0) >= MIN_IMAGES) & ((~labels).sum(0) >= MIN_IMAGES))
     if not len(frequent):
         return []
-    judged = labels[:, frequent]
-    fold = stratified_folds(judged, groups=table.group_numbers(embeddings.indices))
-    head = fit_linear_probe(torch.from_numpy(embeddings.values.copy()), judged, len(frequent), fold=fold)
-    held_out = np.where(fold[:, None] >= 0, head.probabilities, judged)  # what no fold held out is never suspicious
-    ranking = rank_pairs(judged, held_out)
+    sets = labels[:, frequent]
+    fold = stratified_folds(sets, groups=table.group_numbers(embeddings.indices))
+    head = fit_linear_probe(torch.from_numpy(embeddings.values.copy()), sets, len(frequent), fold=fold)
+    held_out = np.where(fold[:, None] >= 0, head.probabilities, sets)  # what no fold held out is never suspicious
+    ranking = rank_pairs(sets, held_out)
     findings = []
     for row, k, confident in zip(ranking.image, ranking.label, ranking.confident, strict=True):
         i, label = int(embeddings.indices[row]), int(frequent[k])
         name, share = table.names[label], percent(held_out[row, k])
         has = ", ".join(table.labels_of(i)) or "no label"
-        if judged[row, k]:
+        if sets[row, k]:
             detail = f"has {name!r}, which is only {share} probable (its labels: {has})"
         else:
             detail = f"lacks {name!r}, which is {share} probable (its labels: {has})"

@@ -16,7 +16,7 @@ from linnaeus.modelfile.onnx import DISTANCE, LOGITS
 from linnaeus.models.onnx_graph import inference_session
 
 LARGEST = 1e-3
-"""Largest difference of a distance, 0 to 2, for a float export. int8 is judged by its verdicts alone."""
+"""Largest difference of a distance, 0 to 2, for a float export. int8 is compared by its verdicts alone."""
 PASSED_ON = ("Add", "Identity", "QuantizeLinear", "DequantizeLinear")
 """Operators between the last linear layer and the logits."""
 

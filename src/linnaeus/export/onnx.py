@@ -130,7 +130,7 @@ def export_onnx(
     check_output(path, lambda file: file_digest(file) is not None)  # before the work; every export has one
     samples = collect_samples(classifier.about, classifier.path, data, split)
     calibration = None
-    # Images that set the ranges must not judge the result.
+    # Images that set the ranges must not be those that evaluate the result.
     if kind == "onnx-int8":
         calibration, samples = split_calibration(samples, CALIBRATION_IMAGES)
     reference = ReferenceModel(classifier, samples, console)

@@ -21,7 +21,7 @@ class GridSelection:
     """The images of the model's run; None if the model file does not hold their hashes."""
     total: int = 0
     mistakes: int = 0
-    judged: int = 0
+    labelled: int = 0
     """Images whose true class is known."""
     trained: int = 0
     """Images that the model was trained on."""
@@ -32,7 +32,7 @@ class GridSelection:
         wrong = true is not None and prediction.index != true
         self.total += 1
         self.mistakes += wrong
-        self.judged += true is not None
+        self.labelled += true is not None
         if self.membership is not None:
             content = np.array([content_hash(prediction.path)], np.uint64)
             self.trained += int(self.membership.split_of(content)[0] == "train")
@@ -56,12 +56,12 @@ class GridSelection:
 
     def title(self) -> str:
         """What is shown of how many, of how many the class is known, and which say nothing about new images."""
-        shown, unjudged = min(self.most, self.total), self.total - self.judged
+        shown, unlabelled = min(self.most, self.total), self.total - self.labelled
         title = selection_title(shown, self.total, "images", min(self.mistakes, shown), self.mistakes)
-        if self.judged and not self.mistakes:
+        if self.labelled and not self.mistakes:
             title += ", no mistakes"
-        if unjudged:  # their folders do not say what they show
-            title += f"; {unjudged:,} without a known class" if self.judged else ", without known classes"
+        if unlabelled:  # their folders do not say what they show
+            title += f"; {unlabelled:,} without a known class" if self.labelled else ", without known classes"
         were = "was a training image" if self.trained == 1 else "were training images"
         return f"{title}; {self.trained:,} of the {self.total:,} {were}" if self.trained else title
 

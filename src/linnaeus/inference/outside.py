@@ -104,12 +104,12 @@ class Outside:
             for scores in columns:
                 scores["combined"] = combined_scores(base, [*scores.values()])
         inside, other = columns
-        limits, judged = thresholds, [*inside][-1]
+        limits, score = thresholds, [*inside][-1]
         through = ~limits.unknown(outside.distance, outside.probability)
         results = []
         for name in sorted(set(kinds), key=natural_key) if len(set(kinds)) > 1 else []:
             rows = np.array([kind == name for kind in kinds])
-            both = inside[judged], other[judged][rows]
+            both = inside[score], other[score][rows]
             results.append(Kind(name, int(rows.sum()), int(through[rows].sum()), auroc(*both), auroc_interval(*both)))
         return cls(
             source,

@@ -2,7 +2,7 @@
 
 Ridge regression has its leave-one-out residuals in closed form, also for whole groups of images that must be held out
 together (Cook and Weisberg 1982, "Residuals and influence in regression", section 3.6). So each labelled image is
-judged by a head that has seen all others but its near duplicates, at no more cost than solving the head. A logistic
+predicted by a head that has seen all others but its near duplicates, at no more cost than solving the head. A logistic
 head needs iterations for each fold: `linear_probe` takes seconds where this takes milliseconds. New images are added to
 the inverse (Woodbury's identity), which costs its square where a new inverse costs its cube.
 """

@@ -98,7 +98,7 @@ def _progress(features: Features, notes: list[str]) -> dict[str, Any]:
 def card(server: LabelServer, image: int, reason: str) -> dict[str, Any]:
     """An image for the page.
 
-    A random question shows neither guesses nor an accepted label: seeing them would influence what they are judged by.
+    A random question shows neither guesses nor an accepted label: they would bias the answer that measures them.
     """
     session = server.session
     path = session.features.paths[image]

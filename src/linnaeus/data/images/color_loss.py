@@ -13,7 +13,7 @@ from PIL import Image
 
 from linnaeus.errors import UnreadableError
 
-CELLS = 32  # an image is judged by the mean color of this many cells per side: noise and JPEG leave gray means
+CELLS = 32  # an image is classified by the mean color of this many cells per side: noise and JPEG leave gray means
 SPREAD, SHARE = 16, 0.02  # a cell is colored if its channels differ by more; an image, if this share of its cells is
 SAMPLE = 64  # images of an evaluation that are looked at again for their color
 

@@ -115,7 +115,7 @@ def parse(raw: bytes, release: Release, path: Path) -> tuple[np.ndarray, np.ndar
 
 
 def _release(name: str) -> Release | None:
-    """The release that a data file belongs to, judged by its name."""
+    """The release that a data file belongs to, by its name."""
     return next((r for r in RELEASES if re.fullmatch(f"{r.train}|{r.test}", name)), None)
 
 

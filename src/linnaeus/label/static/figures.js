@@ -98,11 +98,11 @@ function shape(tag, attributes, text) {
 
 // Per class: images, and how many of its held-out images were right. The weakest class has the lowest share of these.
 function drawTable({ classes, unknown }) {
-  const judged = classes.filter(({ held_out: h }) => h && h[1] >= 3);
-  const weakest = judged.length > 1 ? judged.reduce((a, b) => (b.held_out[0] / b.held_out[1] < a.held_out[0] / a.held_out[1] ? b : a)) : null;
+  const heldOut = classes.filter(({ held_out: h }) => h && h[1] >= 3);
+  const weakest = heldOut.length > 1 ? heldOut.reduce((a, b) => (b.held_out[0] / b.held_out[1] < a.held_out[0] / a.held_out[1] ? b : a)) : null;
   const weak = weakest && weakest.held_out[0] < weakest.held_out[1] ? weakest.name : null;
-  const rows = classes.map(({ name, n, held_out: h }) => ({ name, n, judged: h?.[1] ? t("of", { n: h[0], of: h[1] }) : "–", weak: name === weak }));
-  if (unknown) rows.push({ name: UNKNOWN, n: unknown, judged: "", weak: false });
+  const rows = classes.map(({ name, n, held_out: h }) => ({ name, n, heldOut: h?.[1] ? t("of", { n: h[0], of: h[1] }) : "–", weak: name === weak }));
+  if (unknown) rows.push({ name: UNKNOWN, n: unknown, heldOut: "", weak: false });
   const text = JSON.stringify([rows, language]);
   $("per-class").hidden = !rows.length;
   $("weakest").textContent = weak ? t("weakest", { name: weak, n: weakest.held_out[0], of: weakest.held_out[1] }) : "";
@@ -113,10 +113,10 @@ function drawTable({ classes, unknown }) {
   if (focused != null) [...$("rows").querySelectorAll("button")].find((button) => button.dataset.row === focused)?.focus();
 }
 
-function tableRow({ name, n, judged, weak }) {
+function tableRow({ name, n, heldOut, weak }) {
   return element("tr", { class: weak ? "weak" : null },
     element("th", { scope: "row" }, element("button", { type: "button", class: `plain ${room(name)}`, "data-row": name, disabled: !n, onclick: () => showLabelled(name) }, ...breakable(name || t("unknown")))),
-    element("td", { class: "number" }, count(n)), element("td", { class: "number muted" }, judged));
+    element("td", { class: "number" }, count(n)), element("td", { class: "number muted" }, heldOut));
 }
 
 function drawProposals({ suspects, groups, accuracy, sure_at: sure }) {

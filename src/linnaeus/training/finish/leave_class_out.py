@@ -24,7 +24,7 @@ MOST_CLASSES = 50  # classes that take part; of more, a random choice
 MOST_TURNS = 8  # classes that are left out, one in each turn
 DIMENSIONS = 256  # of the features for the head: the principal components
 STEPS, TOLERANCE = 60, 1e-3  # of the solver
-JUDGED = 4  # one in four known images is kept from the head and the references, and is judged
+TEST_EVERY = 4  # one in four known images is held out of the head and the references
 FEWEST = 4  # images of a class that takes part
 
 
@@ -44,11 +44,11 @@ class LeftOut:
     """Of the two scores together, as the model uses them, without thumbnails."""
     accepted: np.ndarray
     """Share of the images of the left-out class that thresholds accept as known, in 0..1: those that accept 95 % of the
-    judged images of the other classes, chosen as the model's own."""
+    test images of the other classes, chosen as the model's own."""
     known: int
-    """Judged images of known classes, over all turns."""
+    """Test images of known classes, over all turns."""
     unknown: int
-    """Judged images of the classes that were left out, over all turns."""
+    """Images of the classes that were left out, over all turns."""
 
     def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
         """For JSON; `names` are those of all classes."""
@@ -100,21 +100,21 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray) -> LeftOut | Non
     order = generator.permutation(len(labels))
     # Stable, so that the images of each class stay in random order.
     order = order[np.argsort(labels[order], kind="stable")]
-    judged = np.zeros(len(labels), bool)
-    judged[order[::JUDGED]] = True  # every fourth image of each class, up to rounding
+    test = np.zeros(len(labels), bool)
+    test[order[::TEST_EVERY]] = True  # every fourth image of each class, up to rounding
     # At most some turns: each one costs a solved head.
     left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
-    z = _class_logits(features, labels, judged, left)
-    turns = [_turn(features, labels, judged, int(c), z[:, i]) for i, c in enumerate(left)]
+    z = _class_logits(features, labels, test, left)
+    turns = [_turn(features, labels, test, int(c), z[:, i]) for i, c in enumerate(left)]
     probability, distance, combined, accepted = np.array([turn[0] for turn in turns]).T
     known, unknown = np.array([turn[1] for turn in turns]).sum(0).tolist()
     return LeftOut(present[left].tolist(), len(present), probability, distance, combined, accepted, known, unknown)
 
 
-def _class_logits(features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: np.ndarray) -> np.ndarray:
+def _class_logits(features: np.ndarray, labels: np.ndarray, test: np.ndarray, left: np.ndarray) -> np.ndarray:
     """(n, turns, classes): logits of all images by a head for each turn, solved without the class that is left out."""
     x = torch.from_numpy(features.astype(np.float32))
-    fit = torch.from_numpy(~judged)
+    fit = torch.from_numpy(~test)
     mean, std = x[fit].mean(0), x[fit].std(0)
     x = (x - mean) / torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))
     if x.shape[1] > DIMENSIONS:
@@ -142,10 +142,10 @@ def _principal_directions(x: torch.Tensor) -> torch.Tensor:
 
 
 def _turn(
-    features: np.ndarray, labels: np.ndarray, judged: np.ndarray, left: int, z: np.ndarray
+    features: np.ndarray, labels: np.ndarray, test: np.ndarray, left: int, z: np.ndarray
 ) -> tuple[list[float], tuple[int, int]]:
     """(AUROC by probability, distance and both, share of unknown images accepted; numbers of known and unknown)."""
-    inside, known, unknown = ~judged & (labels != left), judged & (labels != left), labels == left
+    inside, known, unknown = ~test & (labels != left), test & (labels != left), labels == left
     confidence = softmax(np.delete(z, left, 1)).max(1)
     compact = reference_vectors(features[inside], labels[inside])
     distance = distances(features, compact)

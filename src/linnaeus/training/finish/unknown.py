@@ -167,9 +167,9 @@ def with_thumbnails(
 
     train = small(Subset(prepared.samples["train"].rows, features.images), features.labels)
     splits = {split: small(prepared.samples[split].rows, out.labels) for split, out in outputs.items()}
-    judged = balanced_sample(outputs["valid"].labels, SAMPLE)
-    valid, labels = splits["valid"][judged], outputs["valid"].labels[judged]
-    thumbnails = choose_thumbnails(train, features.labels, valid, labels, near[judged])
+    chosen = balanced_sample(outputs["valid"].labels, SAMPLE)
+    valid, labels = splits["valid"][chosen], outputs["valid"].labels[chosen]
+    thumbnails = choose_thumbnails(train, features.labels, valid, labels, near[chosen])
     if thumbnails is None:
         return None, outputs
     counted = {

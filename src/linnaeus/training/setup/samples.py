@@ -72,7 +72,7 @@ def load_samples(
 def keep_together(table: Table, train: Samples, copies: np.ndarray | None) -> None:
     """Note the groups of training images for cross-validation; `copies` (n,) are numbers that copies in a table share.
 
-    A head that has seen a copy would be judged on what it knows, and so would its penalty.
+    A head that has seen a copy would be evaluated on what it knows, and so would its penalty.
     """
     kept = train.kept(table.where("train"))
     # Counted from 1, because 0 is no copy of others.
