@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import write_images, write_tiny_model
+from matplotlib.figure import Figure
+from tiny import write_idx, write_images, write_tiny_model
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_predictions_do_not_replace_files_of_the_user(model: Path, tmp_path: Pat
         ("--out", notes, "exists and was not written by this command"),
         ("--out", image, "unsupported format"),
         ("--out", tmp_path, "is a folder"),
-        ("--grid", image, "exists and was not written by linnaeus"),
+        ("--grid", image, "exists and was not written by this command"),
     ):
         said = say("predict", model, image, option, file, "--device", "cpu")
         assert said.status == 2
@@ -76,7 +77,7 @@ def test_no_command_replaces_a_file_of_a_run_or_a_page_of_the_user(model: Path, 
         assert (said.status, "is a file of the run" in said.err) == (2, True), command
     assert {(run / name).read_bytes() for name in names} == {b"mine"}
     said = say("check", source, "--gallery", tmp_path / "page.html")
-    assert "exists and was not written by linnaeus" in said.err
+    assert "exists and was not written by this command" in said.err
     for _ in range(2):
         assert say("check", source, "--gallery", tmp_path / "new.html", "--json", tmp_path / "c.json").status < 2
         assert say("predict", model, source, "--grid", tmp_path / "grid.png", "--device", "cpu").status == 0
@@ -103,6 +104,7 @@ def test_no_image_is_written_among_the_images_that_are_read(
     loose = tmp_path / "loose"
     loose.mkdir()
     image = (source / "1" / "1 0.png").rename(loose / "a.png")
+    idx = write_idx(tmp_path / "idx")
     before = sorted(tmp_path.rglob("*"))
     for place, command in (
         (source, ("explain", model, "1")),
@@ -114,13 +116,18 @@ def test_no_image_is_written_among_the_images_that_are_read(
         (tmp_path, ("predict", model, source, "--grid", source / "1" / "grid.png")),
         (tmp_path, ("predict", model, source / "0", "--grid", source / "1" / "grid.png")),
         (loose, ("predict", model, ".", "--grid", "grid.png")),
+        (source, ("explain", model, loose)),
+        (source, ("explain", model, image)),
+        (source / "1", ("predict", model, image, "--grid", "grid.png")),
+        (source, ("train", idx)),
     ):
         monkeypatch.chdir(place)
         said = say(*command)
         option = "--grid" if "--grid" in command else "--out"
         assert (said.status, said.err.count("\n")) == (2, 1), command
         assert f"error: {option} " in said.err
-        assert f": lies inside the source {loose if loose in (place, command[2]) else source}, " in said.err
+        inside = loose if place == loose or command[-1] == loose / "sheets" else source
+        assert f": lies inside the source {inside}, so images written there would become part of the data" in said.err
         assert said.err.endswith(f"; choose another {option} elsewhere\n")
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.chdir(loose)  # a folder of which nothing is known, and one file of it
@@ -150,17 +157,19 @@ def test_results_replace_only_results_of_the_same_command(
         for content in ('{"precious":1}', *(text for other, text in written.items() if other != name)):
             file.write_text(content)
             said = say(*command)
-            assert (said.status, said.err) == (
-                2,
-                f"error: --json {file}: exists and was not written by linnaeus {name}; remove it, or choose another "
-                "name\n",
+            assert said.status == 2
+            assert said.err == (
+                f"error: --json {file}: exists and was not written by this command; remove it, or choose another name\n"
             )
             assert file.read_text() == content
     sheet = Path("explained") / "0 0-explained.png"
-    sheet.write_bytes(b"mine")
-    said = say("explain", model, source / "0" / "0 0.png")
-    assert said.status == 2
-    assert said.err.endswith(
-        f"--out {sheet}: exists and was not written by linnaeus; remove it, or choose another name\n"
-    )
-    assert sheet.read_bytes() == b"mine"
+    figure = Figure()
+    figure.savefig(tmp_path / "mine.png")
+    for mine in (b"mine", (tmp_path / "mine.png").read_bytes()):
+        sheet.write_bytes(mine)
+        said = say("explain", model, source / "0" / "0 0.png")
+        assert said.status == 2
+        assert said.err.endswith(
+            f"--out {sheet}: exists and was not written by this command; remove it, or choose another name\n"
+        )
+        assert sheet.read_bytes() == mine

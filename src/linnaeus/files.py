@@ -201,12 +201,13 @@ def claimed(path: Path) -> Iterator[None]:
         lock.close()
 
 
-def check_output(path: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Raise UserError if `path` is a folder, or a file with content that is not ours to replace."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file in it")
+def check_output(path: Path, is_ours: Callable[[Path], bool], option: str = "") -> None:
+    """Raise UserError if `path`, the value of `option`, is a folder or a file whose content is not ours to replace."""
+    reason = "is a folder; give the name of a file in it" if path.is_dir() else ""
     if path.is_file() and path.stat().st_size and not is_ours(path):
-        raise UserError(f"{path}: exists and was not written by this command; remove it, or choose another name")
+        reason = "exists and was not written by this command; remove it, or choose another name"
+    if reason:
+        raise UserError(f"{option} {path}: {reason}".lstrip())
 
 
 def numbered(stem: Path) -> Path:

@@ -155,3 +155,35 @@ def test_the_command_writes_both_and_refuses_what_it_does_not_use(say, tmp_path:
     assert said.status == 2
     assert "torchvision has no mini_resnet" in said.err
     assert json.dumps(said.err).count("\\n") == 1
+
+
+def test_only_exports_and_cards_that_nobody_changed_are_replaced(say, tmp_path: Path):
+    path = written(tmp_path, "resnet18")
+    out, card = tmp_path / "out.pth", tmp_path / "MODEL_CARD.md"
+    for _ in range(2):
+        assert say("export", path, "--to", "torchvision", "--out", out).status == 0
+    export = out.read_bytes()
+    torch.save({"mine": torch.ones(3)}, tmp_path / "mine.pth")
+    completed = card.read_text(encoding="utf-8").replace("license: ", "license: mit #")
+    for file, content in (
+        (out, (tmp_path / "mine.pth").read_bytes()),
+        (out, b"mine"),
+        (card, completed.encode()),
+        (card, b"My model, made with Linnaeus"),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        said = say("export", path, "--to", "torchvision", "--out", out)
+        assert said.status == 2
+        assert f"{file}: exists and was not written by this command" in said.err
+        assert file.read_bytes() == content
+        file.write_bytes(before)
+    assert torch.load(out, weights_only=True, mmap=True).keys() == load(path).network.state_dict().keys()
+    assert out.read_bytes() == export
+
+
+def test_the_card_of_a_model_that_was_stopped_says_so(tmp_path: Path):
+    classifier = load(written(tmp_path, "resnet18"), device="cpu")
+    assert "stopped" not in export_torchvision(classifier)[1].read_text()
+    classifier.about.data["unfinished"] = True
+    assert "The training was stopped before its end" in export_torchvision(classifier)[1].read_text()

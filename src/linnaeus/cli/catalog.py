@@ -170,7 +170,7 @@ def data_shard(source: str, out: str, size: int, resize: int | None) -> None:
 
     console = make_console(sys.stderr)
     table = open_source(source)
-    refuse_inside(Path(out), table)
+    refuse_inside(out, table)
     with console.progress("writing") as advance:
         summary = write_shards(table, out, size=size, resize=resize, progress=advance)
     if summary.left_out:

@@ -257,9 +257,7 @@ def check_output(option: str, file: str | None, suffixes: tuple[str, ...] = (), 
         raise UserError(f"{option} {file}: unsupported format; give a name that ends in {names}")
     if not os.path.lexists(path):
         _check_writable(path, path)
-    elif path.is_dir():
-        raise UserError(f"{option} {file}: is a folder; give the name of a file")
-    elif path.is_file():
+    else:
         refuse_to_replace(option, path, command)
 
 

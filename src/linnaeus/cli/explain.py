@@ -92,7 +92,7 @@ def explain(
     classifier = load_model(model, device, code)
     console = make_console(sys.stderr)
     from linnaeus.cli.sheets import Sheets
-    from linnaeus.inference.inputs import refuse_among
+    from linnaeus.data.sources import refuse_among
 
     refuse_among("--out", out, images, classifier.classes)
     sheets = Sheets.of(classifier, Path(out), class_name, method, stage, top or NEIGHBORS)

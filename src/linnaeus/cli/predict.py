@@ -137,7 +137,7 @@ def _check_outputs(out: str | None, form: str, grid: str | None, images: tuple[s
     if grid in images:
         raise UserError(f"--grid {grid}: is one of the images; choose another name")
     if out and form == "table":  # files of the other formats are continued
-        check_output(Path(out), lambda path: False)
+        check_output(Path(out), lambda path: False, "--out")
 
 
 @dataclass
@@ -269,8 +269,8 @@ def _open_file(out: str | None, previous: ExistingPredictions) -> Iterator[TextI
 
 def _grid_selection(grid: str | None, images: tuple[str, ...], classifier: Classifier) -> GridSelection | None:
     """The images of the grid, still none. Raises UserError if the grid would lie among the images."""
+    from linnaeus.data.sources import refuse_among
     from linnaeus.inference.grid import GridSelection
-    from linnaeus.inference.inputs import refuse_among
     from linnaeus.inference.membership import Membership
 
     if grid is None:

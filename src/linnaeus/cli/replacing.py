@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from linnaeus.errors import UserError
-from linnaeus.files import disk_errors
+from linnaeus.files import check_output, disk_errors
 from linnaeus.runs import layout
 
 PAGE = rb"[\s\S]*<title>Data check of"
-MARKS = {".png": rb"[\s\S]*Matplotlib", ".html": PAGE, ".htm": PAGE}
+MARKS = {".png": rb"[\s\S]*Linnaeus, Matplotlib", ".html": PAGE, ".htm": PAGE}
 """Patterns of the beginning of the images and pages that commands write."""
 RESULTS = {
     "check": rb'\s*\{\s*"source":\s*".*",\s*"(images|pictures)":',
@@ -31,10 +31,10 @@ def refuse_to_replace(option: str, path: Path, command: str | None = None) -> No
     """
     if path.name in layout.FILES and (path.parent / layout.RECIPE).is_file():
         raise UserError(f"{option} {path}: is a file of the run {path.parent}; choose another name")
-    mark = MARKS.get(path.suffix.lower()) if command is None else RESULTS[command]
-    if mark is not None:
-        with disk_errors(path), path.open("rb") as file:
-            start = file.read(10_000)
-        if start and not re.match(mark, start):
-            by = "linnaeus" if command is None else f"linnaeus {command}"
-            raise UserError(f"{option} {path}: exists and was not written by {by}; remove it, or choose another name")
+    mark = MARKS.get(path.suffix.lower(), b"") if command is None else RESULTS[command]
+    check_output(path, lambda file: re.match(mark, _start(file)) is not None, option)
+
+
+def _start(path: Path) -> bytes:
+    with disk_errors(path), path.open("rb") as file:
+        return file.read(10_000)

@@ -125,8 +125,7 @@ class Sheets:
             influential = self.influence.of(prediction, explanation.target, self.top)
             examples += influential_examples(explanation, influential)
         file = self._new_file(prediction.path)
-        if file.is_file():
-            refuse_to_replace("--out", file)
+        refuse_to_replace("--out", file)
         sheet = ExplainedImage(explanation, self.method, file, neighbors, influential)
         true = self.classifier.true_class(prediction.path)
         missing = draw_explanation(explanation, sheet.sheet, true=true, examples=examples)

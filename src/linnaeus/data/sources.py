@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.archives.remote import is_address
 from linnaeus.data.catalog import KNOWN, not_found
-from linnaeus.data.class_names import listed
+from linnaeus.data.class_names import class_name, listed
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, shards
 from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
@@ -23,7 +23,7 @@ from linnaeus.data.readers.published import open_published
 from linnaeus.data.readers.unused import holds_labels, names_images
 from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table, checked
-from linnaeus.errors import UserError, not_read
+from linnaeus.errors import UserError, not_read, refuse_name
 
 LISTS = {
     "train": ("train.txt", "train_list.txt"),
@@ -238,10 +238,30 @@ def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) 
     return listfile.open_lists(source, {"": path})
 
 
-def refuse_inside(out: Path, table: Table) -> None:
-    """Raise UserError if the folder `out` lies inside a source whose folders are its classes."""
-    if table.kind == "folder" and out.resolve().is_relative_to(Path(table.source).resolve()):
-        raise UserError(
-            f"{out}: lies inside the source {table.source}, whose folders are its classes, so its images would become "
-            "part of the data; choose an --out elsewhere"
-        )
+def refuse_inside(out: str | Path, table: Table) -> None:
+    """Raise UserError if the folder `out` lies inside the source of a table, as `refuse_among` does."""
+    refuse_name(out)
+    refuse_among("--out", out, [table.source] if table.kind == "folder" else [], table.classes)
+
+
+def refuse_among(option: str, out: str | Path, sources: Iterable[str], classes: Collection[str]) -> None:
+    """Raise UserError if `out`, which `option` names, lies among images, of which the next command would take its own.
+
+    That is inside a folder of the `sources`, or of two folders with the names of `classes`, whatever a command reads.
+    """
+    place = Path(out).resolve()
+    read = {Path(source).resolve() for source in sources if tree.is_folder(source)}
+    for above in (place, *place.parents):
+        if above in read or len(_class_folders(above, classes)) > 1:
+            raise UserError(
+                f"{option} {out}: lies inside the source {above}, so images written there would become part of the "
+                f"data; choose another {option} elsewhere"
+            )
+
+
+def _class_folders(folder: Path, classes: Collection[str]) -> set[str]:
+    """The names of the subfolders that are classes."""
+    try:
+        return {name for entry in tree.scan(folder) if (name := class_name(entry.name)) in classes and entry.is_dir()}
+    except OSError:
+        return set()

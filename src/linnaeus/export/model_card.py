@@ -6,6 +6,7 @@ The Hugging Face hub reads the front matter; the sections follow Mitchell et al.
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from linnaeus.text import percent, percent_range
 
 CARD = "MODEL_CARD.md"
 MAX_CLASSES = 200  # listed by name
+CHECKSUM = "<!-- written by linnaeus; CRC-32 of the text above: "
 
 DATASET_TYPE = {"folder": "imagefolder", "list": "imagefolder", "csv": "imagefolder", "shards": "webdataset"}
 """Kind of source -> `dataset.type` of the model-index: the hub's loader for such files, where a published dataset has
@@ -67,6 +69,17 @@ def model_card(
     return environment.get_template("model_card.md.j2").render(
         file=file, call=call, repository=repository, license=license or "unknown", **_values(classifier)
     )
+
+
+def with_checksum(card: str) -> str:
+    """The card with a last line, which Markdown does not show, by which `is_unedited` recognizes it."""
+    return f"{card}{CHECKSUM}{zlib.crc32(card.encode()):08x} -->\n"
+
+
+def is_unedited(path: Path) -> bool:
+    """Whether a file is a card as it was written: people complete cards, and that must not be lost."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text == with_checksum(text.rpartition(CHECKSUM)[0])
 
 
 def _values(classifier: Classifier) -> dict[str, Any]:

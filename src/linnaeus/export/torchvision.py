@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import torch
 
 from linnaeus.console import counted
 from linnaeus.errors import UserError
-from linnaeus.export.model_card import CARD, model_card
+from linnaeus.export.model_card import CARD, is_unedited, model_card, with_checksum
 from linnaeus.files import atomic, check_output, write_text
 from linnaeus.inference.classifier import Classifier
 from linnaeus.models import Network
 from linnaeus.models.resnet import RESNETS, Bottleneck
 
 NAME = "torchvision.pth"
+COMMENT = b"written by linnaeus"
+"""The comment of the zip archive, by which an export may be replaced. PyTorch writes none."""
 OTHERWISE = "--to onnx takes any network"
 
 
@@ -30,22 +33,26 @@ def export_torchvision(classifier: Classifier, out: Path | None = None) -> tuple
     call = torchvision_call(network, str(classifier.path))
     path = out or classifier.path.with_name(NAME)
     beside = path.with_name(CARD)
-    check_output(path, lambda path: path.suffix.lower() in (".pth", ".pt"))
-    check_output(beside, _is_card)
+    check_output(path, _has_comment)
+    check_output(beside, is_unedited)
     # Clones, so that tensors which share memory are written in full.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     with atomic(path) as temporary:
         # torch's own writer of files raises no OSError if the disk is full.
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
-        temporary.write_bytes(buffer.getbuffer())
-    write_text(beside, model_card(classifier, path.name, call))
+        with temporary.open("wb") as file:
+            # An archive ends with the length of its comment.
+            file.write(buffer.getbuffer()[:-2])
+            file.write(len(COMMENT).to_bytes(2, "little") + COMMENT)
+    write_text(beside, with_checksum(model_card(classifier, path.name, call)))
     return path, beside
 
 
-def _is_card(path: Path) -> bool:
-    """Whether `path` is a model card that linnaeus wrote."""
-    return path.is_file() and b"linnaeus" in path.read_bytes().lower()
+def _has_comment(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-min(len(COMMENT), path.stat().st_size), os.SEEK_END)
+        return file.read() == COMMENT
 
 
 def torchvision_call(network: Network, path: str) -> str:

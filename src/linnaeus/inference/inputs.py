@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import find, is_archive
-from linnaeus.data.class_names import class_name, natural_key
+from linnaeus.data.class_names import natural_key
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
 from linnaeus.errors import UserError, not_read
@@ -46,40 +46,6 @@ def is_missing(image: str) -> bool:
     """Whether an IMAGE argument names a single file that does not exist, also not in an archive."""
     is_file = image != "-" and not glob.has_magic(image) and find(image) is None
     return is_file and not os.path.lexists(image)
-
-
-def refuse_among(option: str, out: str, images: Iterable[str], classes: Collection[str]) -> None:
-    """Raise UserError if `out`, which `option` names, lies inside a folder that the IMAGE arguments read.
-
-    That is also the folder whose subfolders have the names of `classes`, where an argument lies in one of them.
-    """
-    place = Path(out).resolve()
-    # A shell expands a pattern to thousands of files of the same folder.
-    for folder, whole in dict.fromkeys(map(_folder_of, images)):
-        if _class_folders(folder.parent, classes) > {class_name(folder.name)}:
-            read, why = folder.parent, "whose folders are its classes, so its images would become part of the data"
-        elif whole:
-            read, why = folder, "whose images this command reads, so it would read what it writes"
-        else:
-            continue
-        if place.is_relative_to(read):
-            raise UserError(f"{option} {out}: lies inside the source {read}, {why}; choose another {option} elsewhere")
-
-
-def _folder_of(image: str) -> tuple[Path, bool]:
-    """The folder of an IMAGE argument, and whether the argument is this folder itself."""
-    pattern = glob.has_magic(image) and not os.path.lexists(image)
-    path = Path(next(glob.iglob(image, recursive=True), image) if pattern else image).resolve()  # noqa: PTH207
-    whole = path.is_dir()
-    return path if whole else path.parent, whole
-
-
-def _class_folders(folder: Path, classes: Collection[str]) -> set[str]:
-    """The names of the subfolders that are classes."""
-    try:
-        return {name for entry in tree.scan(folder) if (name := class_name(entry.name)) in classes and entry.is_dir()}
-    except OSError:
-        return set()
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -86,7 +86,7 @@ def probe(
     refuse_split_settings(settings, recipe, table)
     table = open_split(table, recipe, console)
     # A folder of results inside the source would count as data in the next run.
-    refuse_inside(Path(out or "runs"), table)
+    refuse_inside(out or "runs", table)
     table = _copies_together(table, console)
     with removed_if_empty(_folder(out)) as folder:
         for line in candidates.notes:

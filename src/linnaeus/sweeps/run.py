@@ -83,7 +83,7 @@ def sweep(
         "recipe": base.model_dump(mode="json", exclude_none=True),
         "space": {key: dimension.describe() for key, dimension in dimensions.items()},
     }
-    refuse_inside(Path(out or "runs"), table)
+    refuse_inside(out or "runs", table)
     folder = SweepFolder.create(out, base.name)
     record_description(folder.path, description, absolute_source(str(source)))
     # Pruning begins after a quarter of the epochs: before, learning rates are still warming up.

@@ -120,7 +120,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     with engine.propagate_errors():
         table = lineage.split(plan.table, recipe, request.strict, console)
         recipe = _with_bits(request, recipe, table, console)
-        refuse_inside(request.out or Path("runs"), table)
+        refuse_inside(request.out or "runs", table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
         identity = identify(recipe, table, engine.environment(), absolute_source(table.source))
         identity.forgotten = [] if request.earlier is None else list(request.earlier.forgotten)
