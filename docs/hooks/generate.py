@@ -34,7 +34,7 @@ FORMATS = {
     "history.csv": ("runs.history:Row",),
     "predictions.csv": ("runs.predictions:PredictionRow",),
     "metrics.json and evaluation.json": ("training.finish.evaluation",),
-    "check.json": ("check.findings", "check.findings:Finding"),
+    "check.json and check-labels.json": ("check.findings", "check.findings:Finding"),
     "Output of predict": ("inference.writers",),
     "checkpoint/": ("training.checkpoint",),
     "Shards": ("data.readers.shards",),

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tiny import write_idx, write_images, write_recipe
+from PIL import Image
+from tiny import write_idx, write_images, write_label_sets, write_recipe
 
 import linnaeus
 from linnaeus.export.model_card import model_card
@@ -91,6 +92,72 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
     found = json.loads((tmp_path / "others" / "metrics.json").read_text())
     assert "held_out" in found["valid"]
     assert not found["unknown"]["trained_features"]
+
+
+HEAD = {"train": ["head"], "head": "auto", "epochs": 1}
+
+
+@pytest.mark.parametrize("views", [{}, {"views": 2, "augment": {"brightness": 0.1}}])
+def test_a_solved_head_finds_labels_that_look_wrong(views: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Each training image is predicted by a head that had not seen it, so a run finds wrong labels at no cost."""
+    write_images(tmp_path / "pics" / "valid", each=4, seed=9)
+    train = write_images(tmp_path / "pics" / "train", each=16)
+    for image in (train / "0" / "0 3.png", train / "1" / "1 5.png"):
+        image.rename(train / "2" / image.name)
+    recipe = write_recipe(tmp_path / "r.toml", HEAD | views)
+    run = linnaeus.train(tmp_path / "pics", str(recipe), out=tmp_path / "run", device="cpu", draw=False)
+    content = json.loads((run.path / "check-labels.json").read_text(encoding="utf-8"))
+    wrong = [finding for finding in content["findings"] if finding["severity"] == "warning"]
+    assert {finding["paths"][0]: finding["classes"] for finding in wrong} == {
+        "train/2/0 3.png": ["2", "0"],
+        "train/2/1 5.png": ["2", "1"],
+    }
+    assert content["notes"] == ["the labels of 48 training images were compared with heads that had not seen the image"]
+    line = "labels    2 of 48 training labels look wrong to heads that had not seen the image. The first: train/2/"
+    assert line in capsys.readouterr().out
+    page = write_report(run.path)[0].read_text(encoding="utf-8")
+    assert "Suspicious labels" in page
+    assert "train/2/0 3.png" in page
+
+
+def test_labels_are_not_compared_with_a_network_that_was_trained_on_their_images(tmp_path: Path):
+    """It has learned the wrong labels too."""
+    recipe = write_recipe(tmp_path / "r.toml", {}, HEAD)
+    folder = write_images(tmp_path / "pics", each=10)
+    run = linnaeus.train(folder, str(recipe), out=tmp_path / "run", device="cpu", draw=False)
+    assert (run.path / "check.json").exists()
+    assert not (run.path / "check-labels.json").exists()
+
+
+def test_where_many_labels_look_wrong_the_line_doubts_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """On noise, half of the labels look wrong, and none is."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
+    for i, image in enumerate(noise):
+        (tmp_path / "pics" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "pics" / "ab"[i % 2] / f"{i}.png")
+    recipe = write_recipe(tmp_path / "r.toml", HEAD)
+    linnaeus.train(tmp_path / "pics", str(recipe), out=tmp_path / "run", device="cpu", draw=False)
+    assert (
+        "had not seen the image; with so many, most may be mistakes of the heads. The first: "
+        in capsys.readouterr().out
+    )
+
+
+def test_a_solved_head_finds_missing_and_wrong_labels_of_several(tmp_path: Path):
+    source = write_label_sets(tmp_path / "sets", 300)
+    header, *rows = [line.split(",") for line in source.read_text().splitlines()]
+    for row in rows[10:12]:
+        row[1] = str(1 - int(row[1]))
+    split = ["train"] * 260 + ["valid"] * 40
+    lines = [[*header, "split"], *([*row, part] for row, part in zip(rows, split, strict=True))]
+    source.write_text("\n".join(map(",".join, lines)) + "\n")
+    recipe = write_recipe(tmp_path / "r.toml", HEAD)
+    run = linnaeus.train(source, str(recipe), out=tmp_path / "run", device="cpu", draw=False)
+    content = json.loads((run.path / "check-labels.json").read_text(encoding="utf-8"))
+    found = {finding["paths"][0]: finding["detail"] for finding in content["findings"] if finding["classes"] == ["p0"]}
+    assert set(list(found)[:4]) >= {"10.png", "11.png"}, "the most suspicious first"
+    for path, has, *_ in rows[10:12]:
+        assert found[path].startswith("has 'p0', which is only " if has == "1" else "lacks 'p0', which is ")
 
 
 def test_what_the_figures_cannot_tell_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -86,13 +86,28 @@ def suspicious_labels(table: Table, embeddings: Embeddings) -> list[Finding]:
     # Copies in two folds would confirm each other's wrong labels.
     fold = stratified_folds(compact, groups=groups)
     head = fit_linear_probe(torch.from_numpy(embeddings.values[rows]), compact, len(present), fold=fold)
-    ranking = rank_labels(compact, head.probabilities)
+    return label_findings(table, embeddings.indices[rows], head.probabilities, present)
+
+
+def held_out_findings(table: Table, samples: np.ndarray, probabilities: np.ndarray) -> list[Finding]:
+    """Labels of `samples` (m,) that look wrong to heads that had not seen them, with `probabilities` (m, classes)."""
+    columns = np.arange(len(table.classes))
+    return (label_set_findings if table.several else label_findings)(table, samples, probabilities, columns)
+
+
+def label_findings(table: Table, samples: np.ndarray, probabilities: np.ndarray, columns: np.ndarray) -> list[Finding]:
+    """The `samples` (m,) that look like a class other than their label, the most suspicious first.
+
+    `probabilities` (m, k) are out-of-sample; their columns are the classes `columns` (k,), ascending.
+    """
+    labels = np.searchsorted(columns, table.labels[samples])
+    ranking = rank_labels(labels, probabilities)
     findings = []
     for k in ranking.order.tolist():
-        if ranking.predicted[k] == compact[k]:
+        if ranking.predicted[k] == labels[k]:
             continue
-        i = int(embeddings.indices[rows[k]])
-        label, predicted = int(table.labels[i]), int(present[ranking.predicted[k]])
+        i = int(samples[k])
+        label, predicted = int(table.labels[i]), int(columns[ranking.predicted[k]])
         detail = (
             f"labelled {_class_and_name(table, label)} ({percent(ranking.label_probability[k])} probable), looks like "
             f"{_class_and_name(table, predicted)} ({percent(ranking.predicted_probability[k])})"
@@ -156,13 +171,21 @@ def suspicious_label_sets(table: Table, embeddings: Embeddings) -> list[Finding]
     fold = stratified_folds(sets, groups=table.group_numbers(embeddings.indices))
     head = fit_linear_probe(torch.from_numpy(embeddings.values.copy()), sets, len(frequent), fold=fold)
     held_out = np.where(fold[:, None] >= 0, head.probabilities, sets)  # what no fold held out is never suspicious
-    ranking = rank_pairs(sets, held_out)
+    return label_set_findings(table, embeddings.indices, held_out, frequent)
+
+
+def label_set_findings(
+    table: Table, samples: np.ndarray, probabilities: np.ndarray, columns: np.ndarray
+) -> list[Finding]:
+    """Labels that some of `samples` (m,) seem to lack, or to have by mistake; the arguments of `label_findings`."""
+    given = table.labels[samples][:, columns]
+    ranking = rank_pairs(given, probabilities)
     findings = []
     for row, k, confident in zip(ranking.image, ranking.label, ranking.confident, strict=True):
-        i, label = int(embeddings.indices[row]), int(frequent[k])
-        name, share = table.names[label], percent(held_out[row, k])
+        i, label = int(samples[row]), int(columns[k])
+        name, share = table.names[label], percent(probabilities[row, k])
         has = ", ".join(table.labels_of(i)) or "no label"
-        if sets[row, k]:
+        if given[row, k]:
             detail = f"has {name!r}, which is only {share} probable (its labels: {has})"
         else:
             detail = f"lacks {name!r}, which is {share} probable (its labels: {has})"

@@ -20,6 +20,7 @@ from linnaeus.runs.layout import (
     EVALUATION,
     HISTORY,
     IDENTITY,
+    LABEL_CHECK,
     MANIFEST,
     METRICS,
     RECIPE,
@@ -31,7 +32,7 @@ from linnaeus.runs.ownership import is_in_progress, is_vacant, remove_checkpoint
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.penalties import FILES as PENALTIES
 
-WRITTEN_FIRST = frozenset({RECIPE, CHECK, SPLIT, BAD_IMAGES, HISTORY, TRACKING})
+WRITTEN_FIRST = frozenset({RECIPE, CHECK, LABEL_CHECK, SPLIT, BAD_IMAGES, HISTORY, TRACKING})
 """Files that a run may have written before its first model."""
 RANGE_TESTS = "lr-phase*.png"
 _REMOVED = ".checkpoint-finished"

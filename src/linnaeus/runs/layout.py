@@ -7,6 +7,7 @@
     evaluation.json     the same for every class, with the confusion matrix and the curves
     predictions.csv     one row per validation and test image
     check.json          problems found in the data, in the format of `linnaeus check --json`
+    check-labels.json   labels of training images that look wrong to a solved head, in the same format
     split.csv           path, label and split of every image, in the format of the CSV reader
     bad_images.csv      path of every image that was left out, with the reason
     changes.json        what `linnaeus classes` or `linnaeus forget` changed, and the paired test of both runs
@@ -31,6 +32,7 @@ METRICS = "metrics.json"
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
 CHECK = "check.json"
+LABEL_CHECK = "check-labels.json"
 SPLIT = "split.csv"
 CHANGES = "changes.json"
 BAD_IMAGES = "bad_images.csv"
@@ -44,7 +46,7 @@ MANIFEST = "checkpoint.json"
 FILES = frozenset(
     (
         *(RECIPE, HISTORY, METRICS, EVALUATION, PREDICTIONS, CHECK, SPLIT, CHANGES, BAD_IMAGES, TRACKING, REPORT),
-        *(IDENTITY, MANIFEST, "model.safetensors", "curves.png", "predictions.png", "confusion.png"),
+        *(LABEL_CHECK, IDENTITY, MANIFEST, "model.safetensors", "curves.png", "predictions.png", "confusion.png"),
     )
 )
 """Names of the files that a run writes."""

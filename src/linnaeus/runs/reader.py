@@ -21,23 +21,39 @@ from linnaeus.metrics.selective import is_unsure
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header
 from linnaeus.runs.history import Row, read_history
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_predictions
-from linnaeus.runs.layout import BAD_IMAGES, CHANGES, CHECK, EVALUATION, HISTORY, METRICS, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.layout import (
+    BAD_IMAGES,
+    CHANGES,
+    CHECK,
+    EVALUATION,
+    HISTORY,
+    LABEL_CHECK,
+    METRICS,
+    PREDICTIONS,
+    RECIPE,
+    SPLIT,
+)
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
+
+MANY_WRONG = 0.1
+"""Share of the labels from which on it is rather the heads that are wrong."""
 
 AnyRow = TypeVar("AnyRow", PredictionRow, LabelPredictionRow)
 
 
 @dataclass(frozen=True)
 class RecordedCheck:
-    """The contents of check.json."""
+    """The contents of check.json, or of check-labels.json."""
 
     findings: list[dict[str, Any]]
     """Each is {"kind", "severity", "paths", "classes", "detail"}."""
     notes: list[str]
-    """Checks that were skipped, with the reason."""
+    """Checks that were skipped, with the reason, and how labels were checked."""
+    labels: int = 0
+    """Number of labels that check-labels.json is about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +182,7 @@ def read_run(path: Path) -> RunContents:
         splits=splits,
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
         recipe=read_text(path / RECIPE),
-        check=read_check(path / CHECK),
+        check=_checks(path),
         finished=datetime.fromtimestamp((path / MODEL).stat().st_mtime),
     )
     if not set(run.measured) & {"valid", "test"}:
@@ -210,6 +226,31 @@ def _by_split(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
     return by_split
 
 
+def _checks(path: Path) -> RecordedCheck | None:
+    """The data check of a run folder, with the labels that look wrong to its solved head."""
+    found = [check for name in (CHECK, LABEL_CHECK) if (check := read_check(path / name)) is not None]
+    if not found:
+        return None
+    return RecordedCheck([f for check in found for f in check.findings], [n for check in found for n in check.notes])
+
+
+def label_lines(folder: Path) -> list[str]:
+    """A line for the terminal about the labels that look wrong to the solved head of a run; empty without such labels.
+
+    Labels that are only improbable are in the file, but not in the line: some images are hard.
+    """
+    check = read_check(folder / LABEL_CHECK)
+    wrong = [finding for finding in (check.findings if check else ()) if finding["severity"] == "warning"]
+    if check is None or not wrong:
+        return []
+    n = check.labels
+    hint = "; with so many, most may be mistakes of the heads" if len(wrong) > MANY_WRONG * n else ""
+    return [
+        f"labels    {len(wrong):,} of {n:,} training labels look wrong to heads that had not seen the image{hint}. The "
+        f"first: {wrong[0]['paths'][0]} {wrong[0]['detail']}; all are in {LABEL_CHECK}"
+    ]
+
+
 def read_check(path: Path) -> RecordedCheck | None:
     """check.json: the output of `linnaeus check --json`, or only its list of findings. None if there is no file."""
     if not path.is_file():
@@ -217,7 +258,7 @@ def read_check(path: Path) -> RecordedCheck | None:
     try:
         content = json.loads(read_text(path))
         # Earlier versions wrote the list alone.
-        listed, notes = (content["findings"], content.get("notes", [])) if isinstance(content, dict) else (content, [])
+        content = content if isinstance(content, dict) else {"findings": content}
         findings = [
             {
                 "kind": str(finding["kind"]),
@@ -226,13 +267,13 @@ def read_check(path: Path) -> RecordedCheck | None:
                 "classes": list(map(str, finding.get("classes") or ())),
                 "detail": str(finding.get("detail") or ""),
             }
-            for finding in listed
+            for finding in content["findings"]
         ]
+        return RecordedCheck(findings, list(map(str, content.get("notes", []))), int(content.get("labels", 0)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not the output of a check ({type(error).__name__}: {error}); run `linnaeus check --json` again"
         ) from None
-    return RecordedCheck(findings, list(map(str, notes)))
 
 
 def recorded_contents(path: Path) -> np.ndarray:

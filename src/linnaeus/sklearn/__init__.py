@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from linnaeus.console import Console
 from linnaeus.errors import UserError
-from linnaeus.runs.layout import CHECK
+from linnaeus.runs.layout import CHECK, LABEL_CHECK
 from linnaeus.sklearn.inputs import (
     Images,
     check_labels,
@@ -64,8 +64,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     They select the best epoch and calibrate the probabilities.
 
     Attributes after `fit`: `classes_` (classes,), in the order of the columns of `predict_proba`; `metrics_`, on the
-    validation part; `check_`, the findings of the data check (empty for arrays); `model_file_`, the bytes of a model
-    file that `linnaeus.load` reads.
+    validation part; `check_`, the findings of the data check (for arrays only labels that look wrong to a solved head);
+    `model_file_`, the bytes of a model file that `linnaeus.load` reads.
     """
 
     unknown_label: Any = MostLikelyClass  # for estimators pickled before it was a parameter
@@ -250,10 +250,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _read_check(run: Path) -> dict[str, Any]:
-    """The content of check.json; empty where the images are arrays, which are not checked."""
-    if not (run / CHECK).exists():
-        return {}
-    return json.loads((run / CHECK).read_text(encoding="utf-8"))
+    """check.json, with the labels that look wrong to a solved head; arrays have no data check, and perhaps neither."""
+    files = [run / name for name in (CHECK, LABEL_CHECK) if (run / name).exists()]
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    joined = {key: [entry for part in parts for entry in part[key]] for key in ("notes", "findings")}
+    return {**parts[0], **joined} if parts else {}
 
 
 def probabilities_of(answer: Prediction) -> np.ndarray:

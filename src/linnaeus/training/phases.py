@@ -104,8 +104,7 @@ class Phases:
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
             run.seen = self.streams.body_has_seen(number - 1)
-            epoch, trials = solve_head(run, self.streams.train.folds, self.engine, self.console)
-            self.recorder.record_penalties(number, trials)
+            epoch = solve_head(run, self.streams.train.folds, self.recorder, self.engine, self.console)
             self._after_epoch(run, epoch)
             return
         engine = Tuning(self.engine, self.recorder, self.console, self.recipe).tune(run, snapshot is not None)

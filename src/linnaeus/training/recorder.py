@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
+from linnaeus.check.labels import held_out_findings
 from linnaeus.errors import UserError
+from linnaeus.files import write_text
 from linnaeus.modelfile.safetensors import ModelFile, read_header, write_model
 from linnaeus.runs.history import Row
+from linnaeus.runs.layout import LABEL_CHECK
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.penalties import Trial, penalties_file, write_penalties
 from linnaeus.runs.tracking import Tracking
@@ -54,6 +60,12 @@ class Recorder:
     def record_penalties(self, number: int, trials: Sequence[Trial]) -> None:
         """Keep how the penalty of the head that phase `number` solved was chosen."""
 
+    def record_held_out(self, images: np.ndarray, probabilities: np.ndarray) -> None:
+        """Keep which labels look wrong, on rank 0.
+
+        `images` (m,) of the training images have `probabilities` (m, classes) by heads that had not seen them.
+        """
+
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Record the range test of phase `number`."""
 
@@ -98,6 +110,18 @@ class RunRecorder(Recorder):
         if self.is_main:
             self.folder.require()
             write_penalties(penalties_file(self.folder.path, number), trials)
+
+    def record_held_out(self, images: np.ndarray, probabilities: np.ndarray) -> None:
+        table = self.prepared.table
+        if self.prepared.inspection.result.get("weights"):
+            return  # the data check has compared them with embeddings
+        training = self.prepared.samples["train"].kept(table.where("train"))
+        findings = held_out_findings(table, training[images], probabilities)
+        self.folder.require()
+        note = f"the labels of {len(images):,} training images were compared with heads that had not seen the image"
+        labels = int(table.labels[training[images]].size)
+        content = {"labels": labels, "notes": [note], "findings": [finding.to_dict() for finding in findings]}
+        write_text(self.folder.file(LABEL_CHECK), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_tuned(self) -> None:
         """Write the tuned values: to run.json for resuming, and to recipe.toml, which then repeats the run."""

@@ -25,6 +25,7 @@ from linnaeus.text import percent, percent_range
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
 from linnaeus.training.phase import PhaseRun
+from linnaeus.training.recorder import Recorder
 
 BATCH = 512
 """Images whose features are read at once."""
@@ -43,38 +44,45 @@ class SolvedHead:
     """The penalties tried."""
 
 
-def solve_head(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> tuple[Epoch, list[Trial]]:
-    """Put the best linear head into the network. Returns the only epoch of the phase, and the penalties tried.
+def solve_head(run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, engine: Engine, console: Console) -> Epoch:
+    """Put the best linear head into the network. Returns the only epoch of the phase.
 
-    `groups`: (n,) groups of the training images, which cross-validation keeps together. Raises UserError if the head is
-    not one linear layer.
+    `groups`: (n,) groups of the training images, which cross-validation keeps together. `recorder` gets the penalties
+    tried, and the predictions of held-out images. Raises UserError if the head is not one linear layer.
     """
     started = time.perf_counter()
     linear = linear_head(run.net.model)
     # Solved on rank 0 only: two machines might differ in the last bits.
-    solved = engine.broadcast(lambda: _solve(run, groups, engine, console))
+    solved = engine.broadcast(lambda: _solve(run, groups, recorder, engine, console))
     with torch.no_grad():
         linear.weight.copy_(solved.weight)
         linear.bias.copy_(solved.bias)
     valid = validate(run.net, run.valid, engine)
     seconds = time.perf_counter() - started
     accuracy = None if isinstance(solved.train, LabelFigures) else solved.train.accuracy
-    epoch = Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
-    return epoch, solved.trials
+    recorder.record_penalties(run.number, solved.trials)
+    return Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
 
 
-def _solve(run: PhaseRun, groups: np.ndarray | None, engine: Engine, console: Console) -> SolvedHead:
+def _solve(
+    run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, engine: Engine, console: Console
+) -> SolvedHead:
     """Solve the head on the features of all views of the training images."""
     batches = run.train.batches
     views, width, windows = batches.views, linear_head(run.net.model).in_features, run.net.model.windows**2
     with feature_matrix(views * len(batches.labels) * windows, width, engine.device) as rows:
         features = rows if windows == 1 else rows.unflatten(0, (-1, windows))
         labels = _fill(features, run, engine, console)
-        return _solve_on(features, labels, run, groups, console)
+        return _solve_on(features, labels, run, groups, recorder, console)
 
 
 def _solve_on(
-    features: Tensor, labels: np.ndarray, run: PhaseRun, groups: np.ndarray | None, console: Console
+    features: Tensor,
+    labels: np.ndarray,
+    run: PhaseRun,
+    groups: np.ndarray | None,
+    recorder: Recorder,
+    console: Console,
 ) -> SolvedHead:
     views = run.train.batches.views
     n = len(labels) // views
@@ -85,6 +93,8 @@ def _solve_on(
         head = fit_linear_probe(
             features, labels, run.classes, fold=fold, weights=weights, all_folds=False, advance=advance
         )
+    if not run.seen:
+        recorder.record_held_out(*_held_out_probabilities(head, fold, n))
     # Views of one image are not independent, and neither are images of one group.
     images_of = groups if views == 1 else np.tile(np.arange(n) if groups is None else groups, views)
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
@@ -122,6 +132,14 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
                 done += len(part)
                 advance(done, len(features))
     return np.concatenate([batches.labels] * views)
+
+
+def _held_out_probabilities(head: LinearProbe, fold: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) of the n images, and their probabilities (m, classes) by heads that had not seen them: means over views."""
+    unseen = fold[head.held_out] >= 0
+    images, probabilities = head.held_out[unseen], head.probabilities[unseen]
+    views = len(fold) // n  # one after the other, with the same images held out in each
+    return images[: len(images) // views], probabilities.reshape(views, -1, probabilities.shape[-1]).mean(0)
 
 
 def _held_out_images(head: LinearProbe, n: int) -> int:

@@ -20,6 +20,7 @@ from linnaeus.runs.layout import PREDICTIONS
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
+from linnaeus.runs.reader import label_lines
 from linnaeus.text import html_table, percent
 from linnaeus.training.best import Best
 from linnaeus.training.finish.evaluation import FinalEvaluation, long_dict, published
@@ -197,7 +198,7 @@ def _write_results(
         prepared.changes.write(folder.path)
     ending.timings.add_since("evaluate", started)
     rest = [line for line in evaluation.lines() if line not in evaluation.warnings]
-    say_figures(evaluation.figures, rest, prepared.console)  # plots and report take seconds
+    say_figures(evaluation.figures, rest + label_lines(folder.path), prepared.console)  # plots and report take seconds
     ending.timings.update_total()
     metrics = _metrics(prepared, ending, evaluation)
     # Written before the plots, whose failure must not cost it, and again after each step with its duration.
