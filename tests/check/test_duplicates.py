@@ -161,6 +161,16 @@ def test_a_group_is_one_finding():
     assert "in train and valid and test" in finding.detail
 
 
+def test_copies_that_a_third_image_connects_are_not_a_scene_too():
+    table = plain_table(["train"] * 4, [0] * 4)
+    copies = ((0, 1, COPY), (1, 2, COPY), (0, 2, SCENE))
+    (finding,) = duplicate_findings(table, duplicates(4, *copies))
+    assert finding.kind == "near-duplicate"
+    _, scene = duplicate_findings(table, duplicates(4, *copies, (2, 3, SCENE)))
+    assert scene.kind == "same-scene"
+    assert len(scene.paths) == 4
+
+
 def test_leaked_samples_have_a_copy_in_an_earlier_split():
     table = plain_table(["train", "valid", "valid", "test", "test", "test"], [0] * 6)
     found = duplicates(6, (0, 1, EXACT), (2, 3, COPY), (0, 4, SCENE))

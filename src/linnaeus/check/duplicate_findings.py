@@ -17,9 +17,11 @@ def duplicate_findings(table: Table, duplicates: Duplicates) -> list[Finding]:
     findings = []
     altered = np.zeros(duplicates.n, bool)
     altered[duplicates.pairs[duplicates.relation == COPY].reshape(-1)] = True
-    for group in group_members(duplicates.groups(EXACT, COPY), range(len(table))):
+    copies = duplicates.groups(EXACT, COPY)
+    for group in group_members(copies, range(len(table))):
         findings += _copies(table, group, COPY if altered[group].any() else EXACT)
     scenes = duplicates.pairs[duplicates.relation == SCENE]
+    scenes = scenes[np.ptp(copies[scenes], axis=1) > 0]  # copies of a third image are named above
     for group in group_members(duplicates.groups(), scenes[:, 0].tolist()):
         findings.append(_scene(table, group))
     return findings
