@@ -116,6 +116,22 @@ def test_calibration_is_platts_and_keeps_the_ranks():
     assert never[0] > 0
 
 
+@pytest.mark.parametrize(("level", "spread", "direction"), [(-3, 0.5, -1), (-0.1, 1e-3, -1), (-4, 0.01, 1), (3, 2, -1)])
+def test_a_scale_at_its_bound_keeps_the_share_of_the_label(level, spread, direction):
+    # Labels that contradict the logits ask for a negative scale, logits that hardly vary for an enormous one.
+    generator = np.random.default_rng(1)
+    z = generator.normal(level, spread, 300)
+    rank = np.argsort(np.argsort(direction * z + spread * generator.normal(size=300)))
+    y = rank >= 300 * sigmoid(np.array(float(-level)))
+    scale, offset = fit_label(z, y)
+    assert scale == pytest.approx(0.01 if direction < 0 else 20)
+    # The best offset makes the mean probability that of the targets: labels and ten pseudo-images.
+    expected = (y.sum() + 10 * sigmoid(z).mean()) / 310
+    assert sigmoid(scale * z + offset).mean() == pytest.approx(expected, abs=1e-6)
+    found, identity = (reference.log_loss(y, sigmoid(a * z + b)) for a, b in ((scale, offset), (1, 0)))
+    assert found < identity
+
+
 def test_the_threshold_has_the_largest_f1_or_the_stated_precision():
     out = outputs(300, 1, skill=1.5, seed=2)
     p, y = out.probabilities[:, 0], out.labels[:, 0]

@@ -27,7 +27,8 @@ from linnaeus.text import percent, percent_range
 
 NEVER = 2.0
 """A threshold above every probability: the label is never given."""
-MAX_OFFSET = 50.0
+MAX_OFFSET = 1000.0
+"""Beyond what logits from -50 to 50 ask for at MAX_SCALE."""
 MIN_SCALE, MAX_SCALE = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
 
 
@@ -116,21 +117,34 @@ def fit_label(logits: np.ndarray, labels: np.ndarray, prior: float = PRIOR_SAMPL
     """
     # float64, because Newton's method needs differences of nearly equal losses.
     z = logits.astype(np.float64)
-    n = len(z)
-    weight = 1 + prior / n
-    target = (labels + prior / n * sigmoid(z)) / weight
-    design = np.stack([z, np.ones(n)], 1)
+    weight = 1 + prior / len(z)
+    target = (labels + prior / len(z) * sigmoid(z)) / weight
+    # Around the mean, because logits that hardly vary would otherwise leave scale and offset nearly interchangeable.
+    mean = z.mean()
+    design = np.stack([z - mean, np.ones(len(z))], 1)
     # Starts at the identity: no calibration.
-    solution = np.array([1.0, 0.0])
+    scale, center = minimize_cross_entropy(design, target, np.array([1.0, mean]))
+    bounded = float(np.clip(scale, MIN_SCALE, MAX_SCALE))
+    if bounded != scale:
+        # The level belongs to its scale. The loss is convex, so with the scale at its bound only the level is left.
+        (center,) = minimize_cross_entropy(design[:, 1:], target, np.array([mean]), bounded * design[:, 0])
+    return bounded, float(np.clip(center - bounded * mean, -MAX_OFFSET, MAX_OFFSET))
+
+
+def minimize_cross_entropy(
+    design: np.ndarray, target: np.ndarray, start: np.ndarray, base: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """The coefficients (k,) of the logits `base + design @ coefficients` that fit targets (n,) in 0 to 1 best."""
 
     def loss(solution: np.ndarray) -> float:
-        values = design @ solution
+        values = base + design @ solution
         return float((np.logaddexp(0, values) - target * values).sum())
 
+    solution = start
     for _ in range(50):
-        p = sigmoid(design @ solution)
+        p = sigmoid(base + design @ solution)
         gradient = design.T @ (p - target)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(len(start))
         step, size = np.linalg.solve(hessian, gradient), 1.0
         # Halved until the loss falls: far from the optimum a full step may overshoot.
         while size > 1e-6 and loss(solution - size * step) > loss(solution):
@@ -138,8 +152,7 @@ def fit_label(logits: np.ndarray, labels: np.ndarray, prior: float = PRIOR_SAMPL
         solution = solution - size * step if size > 1e-6 else solution
         if size <= 1e-6 or np.abs(size * step).max() < 1e-9:
             break
-    scale = float(np.clip(solution[0], MIN_SCALE, MAX_SCALE))
-    return scale, float(np.clip(solution[1], -MAX_OFFSET, MAX_OFFSET))
+    return solution
 
 
 def choose_threshold(probabilities: np.ndarray, labels: np.ndarray, precision: float | None = None) -> float:
