@@ -170,7 +170,8 @@ async def _from_json(body: AsyncGenerator[bytes, None], limits: Limits) -> list[
         content = document.finish()
     except MalformedError as error:
         raise RefusedError(422, f"the body is not valid JSON: {error}") from None
-    images = content.get("images") if isinstance(content, dict) else None
+    # The list was called `pictures` at first, and clients are slower to change than servers.
+    images = content.get("images", content.get("pictures")) if isinstance(content, dict) else None
     if not isinstance(images, list):
         raise RefusedError(422, 'the JSON must have the form {"images": [base64, …]}')
     if len(images) > limits.images:
