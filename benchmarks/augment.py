@@ -54,7 +54,7 @@ def recipes(v2: Any) -> dict[str, tuple[int, Augment, list[Any]]]:
         ),
         "TrivialAugment, flip": (
             224,
-            Augment(hflip=0.5, trivial=True),
+            Augment(hflip=0.5, trivial_augment=True),
             [v2.CenterCrop(224), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(interpolation=bilinear)],
         ),
         "CIFAR: padded crop, flip": (

@@ -43,7 +43,7 @@ Way = Callable[[Tensor], np.ndarray]
 def ways(network: Network, p: Preprocessing, folder: Path | None) -> dict[str, Way]:
     """Every way to answer, by name; those that do not work here are said and left out."""
     example = torch.randint(0, 256, (2, p.size, p.size, p.channels), dtype=torch.uint8)
-    x = p.normalise(example)
+    x = p.normalize(example)
     fused = fuse_batchnorms(network, x)
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     found = {"eager": of_module(network, p, contiguous=True), "channels-last fused": of_module(fused, p)}
@@ -75,7 +75,7 @@ def _logits_of(runner: Runner) -> Way:
 def of_module(module: torch.nn.Module, p: Preprocessing, contiguous: bool = False, bf16: bool = False) -> Way:
     @torch.inference_mode()
     def run(images: Tensor) -> np.ndarray:
-        x = p.normalise(images)
+        x = p.normalize(images)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return module(x.contiguous() if contiguous else x).float().numpy()
 

@@ -39,7 +39,7 @@ SIDE, CLASSES, EACH = 24, 4, 60
 RECIPE: dict[str, Any] = {
     "best": "loss",
     "model": {"name": "mini_resnet", "arguments": {"widths": [6, 8, 12]}},
-    "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalise": "data", "split": {"valid": 0.2, "test": 0.1}},
+    "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalize": "data", "split": {"valid": 0.2, "test": 0.1}},
     "phase": [
         {
             "epochs": 3, "batch": 32, "lr": 3e-3, "ema": 0.8, "mixup": 0.2,

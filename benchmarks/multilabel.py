@@ -30,7 +30,7 @@ from linnaeus.recipe import Recipe
 
 DIGITS: dict[str, Any] = {
     "model": {"name": "mini_resnet"},
-    "data": {"resize": 32, "size": 32, "fit": "squash", "channels": 1, "normalise": "none"},
+    "data": {"resize": 32, "size": 32, "fit": "squash", "channels": 1, "normalize": "none"},
     "phase": [
         {
             "epochs": 15,

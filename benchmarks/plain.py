@@ -26,7 +26,7 @@ WEIGHTS = SHARED / "weights" / "resnet50-v1-imagenet.safetensors"
 
 
 class Images(Dataset):
-    """Open, resize, crop, normalise: torchvision v2 transforms on one PIL image at a time."""
+    """Open, resize, crop, normalize: torchvision v2 transforms on one PIL image at a time."""
 
     def __init__(self, table: Table, split: str, size: int):
         torchvision()

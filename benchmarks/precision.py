@@ -35,7 +35,7 @@ def photos(source: Path, n: int) -> Tensor:
     """`n` photos from all over a folder, (n, 3, 224, 224) in channels-last memory."""
     files = sorted(source.rglob("*.jpg"))
     rows = [load_row(file.read_bytes(), RowSpec(SIZE, "squash")) for file in files[:: max(1, len(files) // n)][:n]]
-    x = IMAGENET.normalise(torch.stack([torch.from_numpy(row.copy()) for row in rows]))
+    x = IMAGENET.normalize(torch.stack([torch.from_numpy(row.copy()) for row in rows]))
     return x.contiguous(memory_format=torch.channels_last)
 
 

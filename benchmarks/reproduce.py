@@ -52,10 +52,10 @@ def runs(place: Path) -> dict[str, list[str]]:
     small = {"data.resize": 72, "data.size": 64, "phase.1.batch": 16}
     mixed = place / "mixed.toml"
     mixed.write_text(
-        'name = "mixed"\n[model]\nname = "mini_resnet"\n[data]\nresize = 28\nsize = 28\nnormalise = "none"\n'
+        'name = "mixed"\n[model]\nname = "mini_resnet"\n[data]\nresize = 28\nsize = 28\nnormalize = "none"\n'
         'split = { valid = 0.1, test = 0.2 }\n[[phase]]\nepochs = 3\nbatch = 64\noptimizer = "sgd"\nlr = 0.05\n'
         "mixup = 0.4\ncutmix = 0.5\nema = 0.98\nlabel_smoothing = 0.1\nclip = 1.0\nnesterov = true\n"
-        'schedule = { name = "cosine", warmup = 1 }\naugment = { trivial = true, erase = 0.3 }\n'
+        'schedule = { name = "cosine", warmup = 1 }\naugment = { trivial_augment = true, erase = 0.3 }\n'
     )
     deep = place / "deep.toml"
     deep.write_text(

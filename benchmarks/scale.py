@@ -57,7 +57,7 @@ def recipe(side: int, batch: int = 128, network: dict[str, Any] | None = None) -
     return {
         "name": "scale",
         "model": network or NETWORK,
-        "data": {"resize": side, "size": side, "normalise": "none", "split": {"valid": 0.1}},
+        "data": {"resize": side, "size": side, "normalize": "none", "split": {"valid": 0.1}},
         "phase": [{"epochs": 1, "batch": batch, "lr": 1e-3}],
     }
 

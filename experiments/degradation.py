@@ -40,7 +40,7 @@ def recipe(name: str, epochs: int, size: int) -> dict[str, Any]:
         "augment": {"pad_crop": size // 8, "hflip": 0.5},
     }  # fmt: skip
     # As in the paper's figure, the test error is plotted after every epoch. No epoch is selected by it.
-    data = {"resize": size, "size": size, "normalise": "data", "valid": "test"}
+    data = {"resize": size, "size": size, "normalize": "data", "valid": "test"}
     return {"name": name, "model": {"name": name}, "data": data, "phase": [phase]}
 
 

@@ -96,7 +96,7 @@ def recipe(aux: bool, epochs: int, size: int, seed: int) -> dict[str, Any]:
         "schedule": {"name": "onecycle"}, "augment": {"hflip": 0.5, "crop_scale": [0.5, 1.0]},
     }  # fmt: skip
     model = {"name": "inception_v1", "arguments": {"aux": aux}}
-    data = {"resize": size, "size": size, "normalise": "imagenet"}
+    data = {"resize": size, "size": size, "normalize": "imagenet"}
     return {"name": "inception", "seed": seed, "model": model, "data": data, "phase": [phase]}
 
 

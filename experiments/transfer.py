@@ -71,7 +71,7 @@ def phases(method: str, count: int) -> list[dict[str, Any]]:
 def recipe(method: str, count: int, seed: int, weights: str) -> dict[str, Any]:
     scratch = method == "scratch"
     model = {"name": "resnet18" if scratch else "resnet50", "weights": "none" if scratch else weights}
-    data = {"resize": SIZE, "size": SIZE, "normalise": "imagenet" if scratch else "weights", "valid": "test"}
+    data = {"resize": SIZE, "size": SIZE, "normalize": "imagenet" if scratch else "weights", "valid": "test"}
     return {"name": method, "seed": seed, "model": model, "data": data, "phase": phases(method, count)}
 
 

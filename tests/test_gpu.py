@@ -121,7 +121,7 @@ def test_what_reads_a_trained_model_runs_on_a_gpu(source: Path, tmp_path: Path):
     [
         {"mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "clip": 1.0, "label_smoothing": 0.1, "class_weights": "balanced"},
         {"train": ["head"], "views": 2, "augment": {"hflip": 0.5, "rotate": 10.0, "brightness": 0.2}},
-        {"optimizer": "sgd", "momentum": 0.9, "augment": {"trivial": True}, "lr": 1e-4},
+        {"optimizer": "sgd", "momentum": 0.9, "augment": {"trivial_augment": True}, "lr": 1e-4},
     ],
 )
 def test_settings_of_a_phase_run_on_a_gpu(phase: dict[str, object], source: Path, tmp_path: Path):

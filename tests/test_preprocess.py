@@ -13,7 +13,7 @@ from PIL import Image
 
 import linnaeus
 from linnaeus.errors import UserError
-from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, denormalise
+from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, denormalize
 
 
 def image(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_loading_is_the_crop_of_the_stores_row():
         assert np.array_equal(cropped[i], preprocessing.load(image(*size)))
 
 
-def test_the_input_is_normalised_by_channel_and_lies_channels_last():
+def test_the_input_is_normalized_by_channel_and_lies_channels_last():
     pixels = torch.from_numpy(image(32, 32))[None]
     x = Preprocessing(32, 32)(pixels, np.array([[32, 32]]))
     expected = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
@@ -63,21 +63,21 @@ def test_the_input_is_normalised_by_channel_and_lies_channels_last():
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_denormalise_gives_the_image_back(batched: bool):
+def test_denormalize_gives_the_image_back(batched: bool):
     pixels = torch.from_numpy(image(32, 32))[None]
     x = Preprocessing(32, 32)(pixels, np.array([[32, 32]]))
-    back = linnaeus.denormalise(x if batched else x[0])
+    back = linnaeus.denormalize(x if batched else x[0])
     assert np.array_equal(back, pixels.numpy() if batched else pixels[0].numpy())
     gray = Preprocessing(32, 32, channels=1, mean=(0.1,), std=(0.3,))
-    one = denormalise(gray(pixels[..., :1], np.array([[32, 32]])), (0.1,), (0.3,))
+    one = denormalize(gray(pixels[..., :1], np.array([[32, 32]])), (0.1,), (0.3,))
     assert np.array_equal(one, pixels[..., :1].numpy())
 
 
-def test_denormalise_clips_what_is_no_color_and_refuses_what_is_no_image():
-    assert denormalise(torch.full((3, 2, 2), 99.0)).max() == 255
-    assert denormalise(torch.full((3, 2, 2), -99.0)).max() == 0
+def test_denormalize_clips_what_is_no_color_and_refuses_what_is_no_image():
+    assert denormalize(torch.full((3, 2, 2), 99.0)).max() == 255
+    assert denormalize(torch.full((3, 2, 2), -99.0)).max() == 0
     with pytest.raises(UserError, match=r"shape \(1, 2, 2\) is not"):
-        denormalise(torch.zeros(1, 2, 2))
+        denormalize(torch.zeros(1, 2, 2))
 
 
 def test_it_survives_json():

@@ -92,7 +92,7 @@ def settings(**data: Any) -> dict[str, Any]:
     """The recipe tables model and data for these images: mini_resnet, gray, [0, 1]."""
     return {
         "model": {"name": "mini_resnet", "arguments": {"widths": list(WIDTHS)}},
-        "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalise": "none", **data},
+        "data": {"resize": SIDE, "size": SIDE, "channels": 1, "normalize": "none", **data},
     }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import load as load
     from linnaeus.models import create as create
     from linnaeus.preprocess import Preprocessing as Preprocessing
-    from linnaeus.preprocess import denormalise as denormalise
+    from linnaeus.preprocess import denormalize as denormalize
     from linnaeus.recipe import Recipe as Recipe
     from linnaeus.recipe import load_recipe as load_recipe
     from linnaeus.sweeps.run import Sweep as Sweep
@@ -42,7 +42,7 @@ _HOMES = {
     "Sweep": "linnaeus.sweeps.run",
     "UserError": "linnaeus.errors",
     "create": "linnaeus.models",
-    "denormalise": "linnaeus.preprocess",
+    "denormalize": "linnaeus.preprocess",
     "load": "linnaeus.inference.classifier",
     "load_recipe": "linnaeus.recipe",
     "sweep": "linnaeus.sweeps.run",

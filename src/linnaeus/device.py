@@ -53,11 +53,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def require_int8(device: str) -> None:
-    """Raise UserError unless `model.frozen = "int8"` can run on this kind of device."""
+    """Raise UserError unless `model.frozen_precision = "int8"` can run on this kind of device."""
     if device != "cpu":
-        raise UserError(f'model.frozen = "int8": runs on a CPU only, not on {device}; use --device cpu, or "bf16"')
+        raise UserError(
+            f'model.frozen_precision = "int8": runs on a CPU only, not on {device}; use --device cpu, or "bf16"'
+        )
     if find_spec("onnxruntime") is None:
-        raise UserError(f'model.frozen = "int8": needs ONNX Runtime: {install("onnx")}; or remove the setting')
+        raise UserError(
+            f'model.frozen_precision = "int8": needs ONNX Runtime: {install("onnx")}; or remove the setting'
+        )
 
 
 def machine() -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Preprocessing:
         """
         return center_crop(rows, shapes, self.size, shift)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """(N, H, W, C) uint8 -> (N, C, H, W) float32 in channels-last memory, the layout that it already has."""
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
@@ -101,7 +101,7 @@ class Preprocessing:
 
     def __call__(self, rows: Tensor, shapes: np.ndarray | Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
         """Padded rows (N, H, W, C) uint8 -> the network's input (N, C, size, size) float32."""
-        return self.normalise(self.crop(rows, shapes, shift))
+        return self.normalize(self.crop(rows, shapes, shift))
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The network's input for a batch of rows."""
@@ -121,10 +121,10 @@ class Preprocessing:
         return cls(**settings)
 
 
-def denormalise(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
+def denormalize(x: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> np.ndarray:
     """Invert the normalization: (C, H, W) or (N, C, H, W) -> pixels (…, H, W, C) uint8, clipped to 0..255."""
     if x.ndim not in (3, 4) or x.shape[-3] != len(mean):
-        raise UserError(f"denormalise: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
+        raise UserError(f"denormalize: shape {tuple(x.shape)} is not (…, {len(mean)}, H, W)")
     m = torch.tensor(mean, device=x.device).view(-1, 1, 1)
     s = torch.tensor(std, device=x.device).view(-1, 1, 1)
     pixels = (x.detach().float() * s + m).mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -235,7 +235,7 @@ def test_trivial_augment_operations(v2: Any, monkeypatch: pytest.MonkeyPatch, na
         reference = theirs._apply_image_or_video_transform(
             row, theirs_name, sign * float(values[bin_]), interpolation=v2.InterpolationMode.BILINEAR, fill={}
         )
-        mine = ours(Augment(trivial=True), image())
+        mine = ours(Augment(trivial_augment=True), image())
         torch.testing.assert_close(mine, reference * (1.0 if in_bytes else 255.0), rtol=0, atol=0.1)
 
 

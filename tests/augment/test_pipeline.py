@@ -30,7 +30,7 @@ EVERYTHING = Augment(
     vflip=0.5,
     shift=0.1,
     scale=(0.8, 1.2),
-    trivial=True,
+    trivial_augment=True,
     posterize=0.4,
     solarize=0.4,
     equalize=0.4,
@@ -45,7 +45,7 @@ SPECS = {
     "flowers": FLOWERS,
     "resized crop": Augment(crop_scale=(0.2, 1.0), hflip=0.5),
     "padded crop": Augment(pad_crop=4, hflip=0.5),
-    "trivial": Augment(trivial=True, hflip=0.5),
+    "trivial": Augment(trivial_augment=True, hflip=0.5),
     "everything": EVERYTHING,
 }
 

@@ -81,7 +81,10 @@ TRAIN = {
     "model of a recipe": ("images --recipe r.toml --set model.name=resnt18", "unknown model 'resnt18' (did you mean"),
     "precision as a number": ("images --device cpu --set precision=16", "precision = 16-mixed: not available on CPU"),
     "precision in a file": ("images --device cpu --recipe half.toml", "precision = 16-mixed: not available on CPU"),
-    "int8 on a GPU": ("images --device cuda --set model.frozen=int8", 'model.frozen = "int8": runs on a CPU only'),
+    "int8 on a GPU": (
+        "images --device cuda --set model.frozen_precision=int8",
+        'model.frozen_precision = "int8": runs on a CPU only',
+    ),
     "precision": ("images --device cpu --set precision=16-mixed", "precision = 16-mixed: not available on CPU"),
     "code": ("images --model net.py:build", "net.py: there is no such file"),
     "device": ("images --device gpu", "--device gpu: not one of auto, cpu, cuda, mps"),

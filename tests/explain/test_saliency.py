@@ -306,7 +306,7 @@ def test_images_are_explained_as_they_were_predicted(method: str, classifier: Cl
     name = "block2" if method == "gradcam" else method
     last = predictions[-1].image
     assert last is not None
-    x = classifier.preprocessing.normalise(torch.from_numpy(last[None]))
+    x = classifier.preprocessing.normalize(torch.from_numpy(last[None]))
     alone: np.ndarray
     if method == "gradcam":
         alone = grad_cam(classifier.network, x, np.array([found[-1].target]), (name,))[name]

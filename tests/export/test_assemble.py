@@ -64,7 +64,7 @@ def levels(p: Preprocessing, image: np.ndarray) -> np.ndarray:
     """How many of 255 levels the graph is off, (C, size, size)."""
     batch = image[None] if image.ndim == 3 else image[None, :, :, None]
     found = graph(p).run(None, {INPUT: np.ascontiguousarray(batch)})[0][0]
-    expected = p.normalise(torch.from_numpy(p.load(image))[None])[0].numpy()
+    expected = p.normalize(torch.from_numpy(p.load(image))[None])[0].numpy()
     assert found.shape == expected.shape
     return np.abs(found - expected) * 255 * np.array(p.std).reshape(-1, 1, 1)
 

@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "data" / "train", each=8)
     write_images(folder / "data" / "valid", each=5, seed=9)
     network = with_distinct_outputs(mini())
-    x = GRAY.normalise(torch.randint(0, 256, (20, GRAY.size, GRAY.size, 1), dtype=torch.uint8))
+    x = GRAY.normalize(torch.randint(0, 256, (20, GRAY.size, GRAY.size, 1), dtype=torch.uint8))
     with torch.inference_mode():
         features, _ = network.eval().features_and_logits(x)
     references = unit(features.numpy())[:4].astype(np.float16)

@@ -52,7 +52,7 @@ def run(photos: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactor
         means = []
         for name in classes:
             seen = np.stack([p.load(path) for path in expand([str(photos / "train" / name)])])
-            x = network.run(p.normalise(torch.from_numpy(seen)), stop="head").mean((2, 3))
+            x = network.run(p.normalize(torch.from_numpy(seen)), stop="head").mean((2, 3))
             means.append(torch.nn.functional.normalize(x, dim=1).mean(0))
     with torch.no_grad():
         directions = torch.stack(means) - torch.stack(means).mean(0)

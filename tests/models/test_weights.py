@@ -30,8 +30,8 @@ def test_the_header_decides(tmp_path: Path) -> None:
         load_weights("resnet50", str(path), classes=1000, arguments={"stride_in": "3x3"})
     with pytest.raises(UserError, match="for resnet50, not for resnet101"):
         load_weights("resnet101", str(path), classes=1000)
-    save_file(state, path, metadata={"normalisation": "whatever"})
-    with pytest.raises(UserError, match="unknown normalisation 'whatever'; choose from torchvision"):
+    save_file(state, path, metadata={"normalization": "whatever"})
+    with pytest.raises(UserError, match="unknown normalization 'whatever'; choose from torchvision"):
         load_weights("resnet50", str(path), classes=1000)
     save_file(state, path)
     assert any("assuming 3x3" in note for note in load_weights("resnet50", str(path), classes=5).notes)

@@ -232,7 +232,7 @@ def test_an_onnx_file_and_settings_of_a_model_are_refused(place: Path, tmp_path:
         ("model.weights=other.safetensors", "model.weights: has no effect on the features of a backbone: give the we"),
         ("lr=1", "lr: has no effect on the features of a backbone; the keys that have are size, data.size"),
         ("data.split.valid=0.3", "data.split.valid: has no effect"),
-        ("data.normalise=data", "embed has no training images to measure"),
+        ("data.normalize=data", "embed has no training images to measure"),
     ],
 )
 def test_settings_that_change_no_feature_are_refused(setting: str, problem: str, place: Path, tmp_path: Path, say: Any):

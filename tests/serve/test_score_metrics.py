@@ -27,7 +27,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """A model that recognizes unknown images."""
     network = mini().eval()
     torch.nn.init.normal_(network.get_parameter("fc.weight"))
-    x = GRAY.normalise(torch.randint(0, 256, (20, GRAY.size, GRAY.size, 1), dtype=torch.uint8))
+    x = GRAY.normalize(torch.randint(0, 256, (20, GRAY.size, GRAY.size, 1), dtype=torch.uint8))
     with torch.inference_mode():
         references = unit(network.features_and_logits(x)[0].numpy())[:4].astype(np.float16)
     path = write_tiny_model(tmp_path_factory.mktemp("model") / "model.safetensors", network)

@@ -167,7 +167,7 @@ def test_heat_maps_of_a_trained_network_depend_on_its_weights(case: Case):
     classifier = linnaeus.load(case.tuned(list(names), epochs=15, optimizer="adamw"))
     network = classifier.network.eval()
     paths = [case.source / name / f"{name} {i}.png" for name in "012" for i in range(4)]
-    x = torch.cat([classifier.preprocessing.normalise(torch.as_tensor(square(classifier, path))) for path in paths])
+    x = torch.cat([classifier.preprocessing.normalize(torch.as_tensor(square(classifier, path))) for path in paths])
     y = np.repeat([0, 1, 2], 4)
     stage = choose_stages(network, x.shape[-1])
     before = grad_cam(network, x, y, stage)[stage[0]]

@@ -350,7 +350,7 @@ def test_selecting_on_the_test_images_is_reported(idx: Path, tmp_path: Path, cap
 @pytest.mark.usefixtures("undrawn_runs")
 def test_normalization_by_the_data(idx: Path, tmp_path: Path):
     """The model file holds mean and standard deviation of the training pixels only."""
-    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(normalise="data"))
+    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, **settings(normalize="data"))
     run = train(idx, recipe, tmp_path / "run")
     with (run.path / "split.csv").open() as file:
         split = [row["split"] for row in csv.DictReader(file)]

@@ -54,7 +54,7 @@ def test_cosine_equals_torch():
 
 
 def test_onecycle_equals_torch():
-    ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="onecycle", rise=0.3, start_div=25, end_div=1e4), STEPS))
+    ours = rates(Schedule(optimizer(0.1, 0.01), phase(name="onecycle", pct_start=0.3, div=25, div_final=1e4), STEPS))
     theirs = reference(
         lambda o: OneCycleLR(
             o,

@@ -72,7 +72,7 @@ class Augmentation:
         assert channels == len(self.mean), f"{channels} channels, but mean and std for {len(self.mean)}"
         # Random numbers depend on the number of the sample, never on the place in the batch.
         shapes, indices = _on_host(shapes), np.asarray(indices)
-        trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial else None
+        trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial_augment else None
         maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
         passes = draw_filters(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)

@@ -105,7 +105,7 @@ def _check_device_of(recipe: Recipe, device: str) -> None:
 
     if device == "cpu" and recipe.precision == "16-mixed":
         raise UserError("precision = 16-mixed: not available on CPU; use 32, bf16-mixed or auto")
-    if recipe.model.frozen == "int8":
+    if recipe.model.frozen_precision == "int8":
         require_int8("cpu" if device == "auto" else device)
 
 

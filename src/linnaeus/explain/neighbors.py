@@ -68,7 +68,7 @@ class Gallery:
         """The k images most similar to a predicted one, the nearest first, without the same file."""
         assert prediction.image is not None
         pixels = torch.from_numpy(prediction.image)[None].to(self.classifier.device)
-        vector = vectors(self.classifier.network, self.classifier.preprocessing.normalise(pixels))[0].cpu()
+        vector = vectors(self.classifier.network, self.classifier.preprocessing.normalize(pixels))[0].cpu()
         # One more than k, because the image itself may be in the gallery.
         similarity, positions = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
         pairs = zip(positions.tolist(), similarity.tolist(), strict=True)

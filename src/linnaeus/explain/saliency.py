@@ -80,7 +80,7 @@ def explain(
         batch = predictions[start : start + AT_ONCE]
         images = [p.image for p in batch if p.image is not None]
         assert len(images) == len(batch), "an image that cannot be read has nothing to explain"
-        x = classifier.preprocessing.normalise(torch.from_numpy(np.stack(images)).to(classifier.device))
+        x = classifier.preprocessing.normalize(torch.from_numpy(np.stack(images)).to(classifier.device))
         chosen = target[start : start + AT_ONCE] if isinstance(target, Sequence) else [target] * len(batch)
         targets = np.array([p.index if t is None else t for p, t in zip(batch, chosen, strict=True)])
         if method == "gradcam":

@@ -171,7 +171,7 @@ def observe(network: bytes, samples: SampleImages, console: Console) -> dict[str
 
 def network_input(squares: torch.Tensor, samples: SampleImages) -> np.ndarray:
     """Input of the network's graph: (N, C, size, size) float32."""
-    return np.ascontiguousarray(samples.about.preprocessing.normalise(squares).numpy())
+    return np.ascontiguousarray(samples.about.preprocessing.normalize(squares).numpy())
 
 
 def in_float(network: bytes, share: float) -> list[str]:

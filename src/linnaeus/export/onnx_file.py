@@ -43,7 +43,7 @@ def network_graph(classifier: Classifier, squares: torch.Tensor) -> bytes:
             f"{classifier.path}: {weight_bytes / 1e9:.1f} GB of weights, but an ONNX file holds 2 GB; use "
             "model.safetensors"
         )
-    x = classifier.preprocessing.normalise(squares)
+    x = classifier.preprocessing.normalize(squares)
     if isinstance(network, OnnxBackbone):
         return composed(network, x.numpy())
     fused = fuse_batchnorms(network, x)

@@ -117,7 +117,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Scores:
-        detector, x = self.detector, self.preprocessing.normalise(images.to(self.device))
+        detector, x = self.detector, self.preprocessing.normalize(images.to(self.device))
         references, thumbnails = (None, None) if detector is None else (detector.references, detector.thumbnails)
         return network_scores(self.network, references, x, thumbnails)
 

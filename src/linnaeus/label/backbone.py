@@ -68,7 +68,7 @@ class Backbone:
         """(n, size, size, channels) uint8 -> (n, width) float32. `remaining`: how many images are still to come."""
         if self.network is None:
             return describe_colors(pixels)
-        batch = self.preprocessing.normalise(torch.from_numpy(pixels).to(self.device))
+        batch = self.preprocessing.normalize(torch.from_numpy(pixels).to(self.device))
         if self._run is None:
             part = FrozenPart(self.network, "head")
             self._run = choose_executor(part, batch[:8], remaining, record=cache_dir() / "executors.json")

@@ -185,7 +185,8 @@ def _bf16_executor(fused: nn.Module, sample: Tensor, expected: Tensor) -> Execut
         error_rms = _relative_error(executor.run(sample[: len(expected)]), expected)
     if not error_rms <= BF16_TOLERANCE:  # also refuses NaN
         raise UserError(
-            f'model.frozen = "bf16": changes the outputs of the network by {percent(error_rms, 0)}; remove the setting'
+            f'model.frozen_precision = "bf16": changes the outputs of the network by {percent(error_rms, 0)}; '
+            "remove the setting"
         )
     return executor
 
@@ -201,7 +202,7 @@ def int8_executor(part: FrozenPart, images: Tensor) -> Executor:
     `images` (N, C, H, W) are some dozens of training images: seven eighths calibrate the ranges, the others measure the
     error. Raises UserError if the part cannot be quantized, or if the error exceeds INT8_TOLERANCE.
     """
-    setting = 'model.frozen = "int8"'
+    setting = 'model.frozen_precision = "int8"'
     require_int8(images.device.type)
     from linnaeus.models.quantize import quantize
 

@@ -182,7 +182,7 @@ class LoadedBackbone:
     network: Network
     preprocessing: Preprocessing
     measures_pixels: bool
-    """Whether mean and std are to be measured on the training pixels, as `data.normalise = "data"` asks."""
+    """Whether mean and std are to be measured on the training pixels, as `data.normalize = "data"` asks."""
 
 
 def load_backbone(backbone: Backbone, table: Table, settings: dict[str, Any], console: Console) -> LoadedBackbone:
@@ -196,4 +196,4 @@ def load_backbone(backbone: Backbone, table: Table, settings: dict[str, Any], co
     channels = (table.channels or 3) if recipe.data.channels == "auto" else recipe.data.channels
     network, normalization = build_network(recipe, len(table.classes), channels, None, console)
     check_size(network, recipe, channels)
-    return LoadedBackbone(network, preprocessing_of(recipe, channels, normalization), recipe.data.normalise == "data")
+    return LoadedBackbone(network, preprocessing_of(recipe, channels, normalization), recipe.data.normalize == "data")

@@ -32,7 +32,7 @@ from linnaeus.probe.backbones import load_backbone, parse_backbones
 from linnaeus.probe.feature_files import FeatureFile, writer_of
 from linnaeus.probe.features import FeatureExtractor
 
-KEYS = ("size", *(f"data.{key}" for key in ("size", "resize", "fit", "interpolation", "normalise", "channels", "bits")))
+KEYS = ("size", *(f"data.{key}" for key in ("size", "resize", "fit", "interpolation", "normalize", "channels", "bits")))
 """Recipe keys that change the features of a backbone."""
 
 
@@ -124,7 +124,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
                 f"--set {key}: has no effect on the features of a backbone{other}; the keys that have are "
                 f"{', '.join(KEYS)}, model.head and model.arguments"
             )
-        if key == "data.normalise" and value == "data":
+        if key == "data.normalize" and value == "data":
             raise UserError(f"--set {key}=data: embed has no training images to measure; use weights, imagenet or none")
 
 

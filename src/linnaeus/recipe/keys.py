@@ -31,7 +31,7 @@ SYNONYMS = {
     "best": ("metric", "eval_metric", "metric_for_best_model"),
     "model.name": ("arch", "architecture", "backbone", "network", "net", "model_name"),
     "model.weights": ("pretrained", "pretrain", "initial_checkpoint", "weights"),
-    "data.normalise": ("normalize", "normalization", "mean", "std"),
+    "data.normalize": ("normalise", "normalization", "mean", "std"),
     "data.split.valid": ("val_split", "validation_split", "valid_pct", "val_size", "valid_split"),
     "data.split.test": ("test_size", "test_split"),
     "phase.1.optimizer": ("opt", "optim", "optimiser"),

@@ -13,6 +13,7 @@ from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, next_step, visible
 from linnaeus.recipe.keys import expand, is_table, refuse_unused
 from linnaeus.recipe.mistakes import explain
+from linnaeus.recipe.renamed import with_present_names
 from linnaeus.recipe.spec import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -73,7 +74,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, epochs: list
     Raises UserError that names the file, the key and the value.
     """
     origin, text = recipe_text(name)
-    raw = parse_toml(origin, text)
+    raw = with_present_names(parse_toml(origin, text))
     raw.setdefault("name", visible(Path(name).stem).replace("\\", "_").replace(":", "_") or "recipe")
     return override(raw, origin, overrides or {}, epochs)
 

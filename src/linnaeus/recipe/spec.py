@@ -47,7 +47,7 @@ class Data(Strict):
     """How an image becomes square: cut to its center, distorted, or padded with a border."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Interpolation of resizing, antialiased."""
-    normalise: Literal["weights", "imagenet", "data", "none"] = "weights"
+    normalize: Literal["weights", "imagenet", "data", "none"] = "weights"
     """Source of mean and standard deviation: the weights, ImageNet, the training pixels, or `none` for [0, 1]."""
     channels: Literal["auto", 1, 3] = "auto"
     """1 for gray, 3 for color; `auto`: as in the images."""

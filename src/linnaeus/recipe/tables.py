@@ -44,7 +44,7 @@ class Model(Strict):
     """`imagenet`, `pretrained` (timm and hub), a name from `linnaeus weights list`, a file, or `none` (random)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the network, such as `stem = "small"`; `linnaeus models NAME` lists them."""
-    frozen: Literal["float", "bf16", "int8"] = "float"
+    frozen_precision: Literal["float", "bf16", "int8"] = "float"
     """Precision of frozen stages. `bf16` (used only if a trial finds it faster) and `int8` are less exact but faster on
     some CPUs; the saved model stays in float."""
     head: Head | None = None
@@ -104,15 +104,15 @@ class Cosine(Strict):
 
 
 class OneCycle(Strict):
-    """Up from lr/start_div to lr in the first `rise` of the steps, then down to lr/end_div (Smith and Topin 2017)."""
+    """Up from lr/div to lr in the first `pct_start` of the steps, then down to lr/div_final (Smith and Topin 2017)."""
 
     name: Literal["onecycle"]
     """Name of the schedule."""
-    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of the steps in which the learning rate rises."""
-    start_div: Annotated[float, Field(ge=1)] = 25.0
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the steps in which the learning rate rises, in 0..1. The names are those of fastai."""
+    div: Annotated[float, Field(ge=1)] = 25.0
     """The first learning rate is lr divided by this."""
-    end_div: Annotated[float, Field(ge=1)] = 1e4
+    div_final: Annotated[float, Field(ge=1)] = 1e4
     """The last learning rate is lr divided by this."""
 
 
@@ -151,7 +151,7 @@ class Augment(Strict):
     """Rotation of the hue, uniform in ±hue of a full turn, computed as a rotation about the gray axis."""
     gray: Probability = 0.0
     """Probability of conversion to gray (RandomGrayscale)."""
-    trivial: bool = False
+    trivial_augment: bool = False
     """TrivialAugment (Müller and Hutter 2021): one random operation of random strength per image."""
     posterize: Probability = 0.0
     """Probability of reducing the levels to `posterize_bits` bits (RandomPosterize)."""

@@ -80,7 +80,7 @@ def heat_maps(classifier: Classifier) -> HeatMaps | None:
         drawn = []
         for start in range(0, len(images), AT_ONCE):
             some = images[start : start + AT_ONCE]
-            x = preprocessing.normalise(torch.from_numpy(some).to(classifier.device))
+            x = preprocessing.normalize(torch.from_numpy(some).to(classifier.device))
             heat = grad_cam(classifier.network, x, targets[start : start + AT_ONCE], (stage,))[stage]
             drawn += [overlay(image, of, max(preprocessing.size, SIDE)) for image, of in zip(some, heat, strict=True)]
         return drawn

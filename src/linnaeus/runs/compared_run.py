@@ -13,6 +13,7 @@ import numpy as np
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError, no_run
+from linnaeus.recipe.renamed import with_present_names
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_names, read_label_predictions
 from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_metrics, read_text
@@ -65,7 +66,7 @@ def read_compared_run(folder: Path, rows: Sequence[PredictionRow | LabelPredicti
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder / METRICS}: does not record the total seconds; {ADVICE}") from None
     try:
-        recipe = tomllib.loads(read_text(folder / RECIPE))
+        recipe = with_present_names(tomllib.loads(read_text(folder / RECIPE)))
     except ValueError as error:
         raise UserError(f"{folder / RECIPE}: is not valid TOML ({error}); {ADVICE}") from None
     several = bool(rows) and isinstance(rows[0], LabelPredictionRow)

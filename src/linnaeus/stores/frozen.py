@@ -135,7 +135,7 @@ class FrozenStages:
         )
 
     def round_as(self, setting: str | None, train: Samples) -> None:
-        """Follow the recipe's `model.frozen`; the training images calibrate int8."""
+        """Follow the recipe's `model.frozen_precision`; the training images calibrate int8."""
         self.bf16, self.int8 = setting == "bf16", train if setting == "int8" else None
 
     @property

@@ -17,6 +17,7 @@ from linnaeus.files import disk_errors, locked, write_text
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.recipe import Recipe, override
 from linnaeus.recipe.difference import change_lines
+from linnaeus.recipe.renamed import with_present_names
 from linnaeus.sweeps.results import BEST, SweepFolder, best_of, better, trial_line
 from linnaeus.sweeps.space import combinations, load_space, settings_of
 from linnaeus.sweeps.study import ClaimedTrial, Study, Trial, study_errors, trial_folder
@@ -108,6 +109,7 @@ def record_description(folder: Path, description: dict[str, Any], source: str) -
     try:
         existing = json.loads(path.read_text(encoding="utf-8"))
         existing.pop("path", None)  # the same data may have moved
+        existing["recipe"] = with_present_names(existing.get("recipe"))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); choose another --out") from None
     # Through JSON, so that tuples and lists compare equal.

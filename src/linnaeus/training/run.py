@@ -211,7 +211,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     """The phases over the decoded images, with a store for what the frozen stages compute."""
     recipe, engine, samples = prepared.recipe, prepared.engine, prepared.samples
     frozen = FrozenStages.on_engine(prepared.network, prepared.preprocessing, engine, prepared.console)
-    frozen.round_as(recipe.model.frozen, samples["train"])
+    frozen.round_as(recipe.model.frozen_precision, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.write_tuned
     seen, unseen = prepared.membership.trained_before, prepared.unseen

@@ -28,10 +28,10 @@ def factor(spec: Constant | Step | Cosine | OneCycle, step: int, per_epoch: int,
         done = (step - warmup) / max(1, total - warmup)
         return spec.minimum + (1 - spec.minimum) * (1 + math.cos(math.pi * min(1.0, done))) / 2
     # One cycle: half a cosine up to the peak, half a cosine down; the last step has the lowest rate.
-    peak = max(1.0, spec.rise * total - 1)
-    low, high, done = (1 / spec.start_div, 1.0, step / peak)
+    peak = max(1.0, spec.pct_start * total - 1)
+    low, high, done = (1 / spec.div, 1.0, step / peak)
     if step > peak:
-        low, high, done = (1.0, 1 / spec.end_div, (step - peak) / max(1.0, total - 1 - peak))
+        low, high, done = (1.0, 1 / spec.div_final, (step - peak) / max(1.0, total - 1 - peak))
     return low + (high - low) * (1 - math.cos(math.pi * min(1.0, done))) / 2
 
 

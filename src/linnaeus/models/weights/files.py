@@ -128,13 +128,13 @@ def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:
     """The information in a safetensors header.
 
     Model files of Linnaeus have it under `linnaeus`. Other files may have the keys `arch`, `stride_in`, `branch5x5`,
-    `shortcut`, `normalisation`, `resize`, `size`, `interpolation` and `license`.
+    `shortcut`, `normalization`, `resize`, `size`, `interpolation` and `license`.
     """
     try:
         if "linnaeus" in metadata:
             return _info_from_model_header(json.loads(metadata["linnaeus"]))
         arguments = {key: metadata[key] for key in ("stride_in", "branch5x5", "shortcut") if key in metadata}
-        normalization = metadata.get("normalisation")
+        normalization = metadata.get("normalization") or metadata.get("normalisation")
         mean, std = (None, None) if normalization is None else _parse_normalization(normalization)
         resize, size = (int(metadata[key]) if key in metadata else None for key in ("resize", "size"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -172,5 +172,5 @@ def _parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...
         return NORMALIZATIONS[text]
     values = json.loads(text) if text.startswith("{") else {}
     if not values:
-        raise ValueError(f"unknown normalisation {text!r}; choose from {', '.join(NORMALIZATIONS)}")
+        raise ValueError(f"unknown normalization {text!r}; choose from {', '.join(NORMALIZATIONS)}")
     return tuple(map(float, values["mean"])), tuple(map(float, values["std"]))

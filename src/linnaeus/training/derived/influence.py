@@ -56,7 +56,7 @@ class TrainingInfluence:
         engine = Engine(classifier.device.type)
         # Prepared as in the run, or the stored features would not be found again.
         frozen = FrozenStages.on_engine(classifier.network, classifier.preprocessing, engine, console)
-        frozen.round_as(run.recipe.model.frozen, samples["train"])
+        frozen.round_as(run.recipe.model.frozen_precision, samples["train"])
         frozen.made_by = dict(run.metrics.get("executors") or {})
         streams = Streams(frozen, samples["train"], samples["valid"], run.recipe.phase, run.recipe.seed)
         rows = streams.head_features()
@@ -79,7 +79,7 @@ class TrainingInfluence:
     def of(self, prediction: Prediction, target: int, top: int) -> InfluentialImages:
         """The `top` images that raise the log-odds of class `target` most, and the `top` that lower them most."""
         assert prediction.image is not None
-        x = self.classifier.preprocessing.normalise(torch.from_numpy(prediction.image)[None].to(self.classifier.device))
+        x = self.classifier.preprocessing.normalize(torch.from_numpy(prediction.image)[None].to(self.classifier.device))
         with torch.inference_mode():
             features = self.classifier.network.pooled_features(x).cpu().clone()
         logits = self.head.logits(features).numpy()

@@ -17,6 +17,7 @@ from linnaeus.errors import JobError, UserError, not_read
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
 from linnaeus.recipe.difference import change_lines
+from linnaeus.recipe.renamed import with_present_names
 from linnaeus.runs.layout import IDENTITY
 from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
@@ -97,6 +98,7 @@ class Identity:
             if values.pop("format") != FORMAT:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
             # The keys keep their first names, because runs of earlier versions are resumed.
+            values["recipe"] = with_present_names(values["recipe"])
             return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)
         except OSError as error:
             raise not_read(path, error) from None

@@ -129,12 +129,12 @@ def check_size(network: Network, recipe: Recipe, channels: int) -> None:
 
 
 def preprocessing_of(recipe: Recipe, channels: int, weights: Normalization | None) -> Preprocessing:
-    """The preprocessing of evaluation. With `normalise = "data"`, mean and std are measured later, on the pixels."""
+    """The preprocessing of evaluation. With `normalize = "data"`, mean and std are measured later, on the pixels."""
     data = recipe.data
     mean, std = (0.0,) * channels, (1.0,) * channels
-    if data.normalise == "weights" and weights is not None:
+    if data.normalize == "weights" and weights is not None:
         mean, std = weights
-    elif data.normalise in ("weights", "imagenet"):
+    elif data.normalize in ("weights", "imagenet"):
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     if len(mean) != channels:  # color statistics for gray images: their mean over the channels is close enough
         mean, std = (float(np.mean(mean)),) * channels, (float(np.mean(std)),) * channels

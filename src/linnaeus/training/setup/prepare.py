@@ -103,7 +103,7 @@ def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Path:
     recipe, table = engine.local_main_first(lambda: resolve_recipe(request, console))
     with engine.propagate_errors():
         refuse_split_settings(request.settings, recipe, table)
-    if recipe.model.frozen == "int8":
+    if recipe.model.frozen_precision == "int8":
         require_int8(engine.device.type)
     if request.resume and request.out is None:
         request = replace(request, out=engine.broadcast(lambda: latest_run(recipe.name, absolute_source(table.source))))
@@ -145,7 +145,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
             write_split(table, folder.file(SPLIT), contents)
             inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
     keep_together(table, samples["train"], engine.broadcast(lambda: inspection.copies))
-    if recipe.data.normalise == "data":
+    if recipe.data.normalize == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, table, contents, folder))
     return Prepared(

@@ -102,7 +102,7 @@ def link_earlier(samples: dict[str, Samples], table: Table, earlier: EarlierRun 
 
 
 def measure_normalization(train: Samples, preprocessing: Preprocessing) -> Preprocessing:
-    """`normalise = "data"`: the preprocessing with mean and standard deviation of the training pixels, by channel."""
+    """`normalize = "data"`: the preprocessing with mean and standard deviation of the training pixels, by channel."""
     channels = preprocessing.channels
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)
     # In batches, because all pixels may exceed the memory.
