@@ -142,10 +142,10 @@ EVERYTHING = {
     "temperature": 1.0,
     "split": "valid",
     "abstention": {
-        "error": 0.02,
+        "target_risk": 0.02,
         "n": 40,
         "estimated": {"threshold": 0.0, "answered": 40, "wrong": 0},
-        "promised": None,
+        "tested": None,
     },
     "curve": [[0.0, 40, 0]],
 }

@@ -659,7 +659,7 @@ def test_a_threshold_for_another_error_is_read_from_the_curve_and_not_stored(her
     assert said.status == 0, said
     found = json.loads((here / "e.json").read_text())["test"]["abstention"]
     assert found["chosen_on"] == "valid"
-    assert found["rule"]["error"] == 0.6
+    assert found["rule"]["target_risk"] == 0.6
     assert found["rule"]["n"] == 12
     assert "so that at most 60 % of the answers are wrong" in said.out
     assert (here / "run" / "model.safetensors").read_bytes() == before

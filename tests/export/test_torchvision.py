@@ -29,7 +29,7 @@ POINT = {"threshold": 0.75, "answered": 90, "wrong": 1}
 CALIBRATION = {
     "temperature": 1.5,
     "split": "valid",
-    "abstention": {"error": 0.02, "n": 100, "estimated": POINT, "promised": None},
+    "abstention": {"target_risk": 0.02, "n": 100, "estimated": POINT, "tested": None},
     "curve": [[0.75, 90, 1], [0.0, 100, 8]],
 }
 

@@ -249,7 +249,7 @@ POINT = {"threshold": THRESHOLD, "answered": 90, "wrong": 1}
 CALIBRATION = {
     "temperature": TEMPERATURE,
     "split": "valid",
-    "abstention": {"error": 0.02, "n": 100, "estimated": POINT, "promised": None},
+    "abstention": {"target_risk": 0.02, "n": 100, "estimated": POINT, "tested": None},
     "curve": [[THRESHOLD, 90, 1], [0.0, 100, 8]],
 }
 

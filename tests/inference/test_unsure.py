@@ -27,7 +27,7 @@ NOTICE = (
 CALIBRATION = {
     "temperature": 1.0,
     "split": "valid",
-    "abstention": {"error": 0.02, "n": 40, "estimated": None, "promised": None, "threshold": None},
+    "abstention": {"target_risk": 0.02, "n": 40, "estimated": None, "tested": None, "threshold": None},
     "curve": [[0.9, 10, 7], [0.0, 40, 28]],
 }
 """As files of today have it: they were read as a threshold of 0, which answers everything."""

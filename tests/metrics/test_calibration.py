@@ -20,6 +20,7 @@ from linnaeus.metrics.assessment import assess
 from linnaeus.metrics.bootstrap import WeightedSample
 from linnaeus.metrics.calibration import (
     BINS,
+    FORMER_KEYS,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     Calibration,
@@ -192,6 +193,18 @@ def test_a_calibration_survives_json():
     assert np.array_equal(again.curve.wrong, found.curve.wrong)
 
 
+@pytest.mark.parametrize("candidates", [1, 24])
+def test_a_calibration_with_the_former_keys_is_read(candidates: int):
+    right = np.arange(180)
+    sure = Outputs(right % 2, np.eye(2)[right % 2] * np.linspace(4, 9, 180)[:, None])
+    found = Calibration.fit(sure, "valid", candidates)
+    assert (found.rule.tested is None, found.rule.uncorrected is None) == (candidates == 24, candidates == 1)
+    former = found.to_dict()
+    for key, name in FORMER_KEYS.items():
+        former["abstention"][key] = former["abstention"].pop(name)
+    assert Calibration.from_dict(former, "m").rule == found.rule
+
+
 def test_a_calibration_stores_that_images_came_in_groups():
     """Thresholds for another target risk, chosen from the stored curve, must have no guarantee either."""
     out = simulated(400, 1.8)
@@ -233,7 +246,7 @@ WRONG: list[tuple[list[str], Any]] = [
     (["abstention", "candidates"], -5),
     (["abstention", "candidates"], 1e300),
     (["abstention", "candidates"], "many"),
-    (["abstention", "error"], 1.0),
+    (["abstention", "target_risk"], 1.0),
     (["abstention", "estimated", "threshold"], 1.5),
     (["abstention", "estimated", "wrong"], 9999),
     (["abstention", "estimated"], {}),
@@ -288,7 +301,7 @@ def test_an_unknown_image_chooses_no_threshold():
     assert (without.unknown, without.estimated.answered, without.estimated.wrong) == (0, 40, 1)
     everything = replace(limits, distance=0.01)
     assert every.among_known(out, everything) is every, "no image is left to choose on"
-    assert assess(out, known, limits=everything).to_dict()["abstention"]["here"]["estimated"]["risk"] is None
+    assert assess(out, known, limits=everything).to_dict()["abstention"]["measured"]["estimated"]["risk"] is None
 
 
 def test_the_test_holds_among_images_that_are_not_unknown():

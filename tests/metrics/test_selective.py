@@ -283,9 +283,9 @@ def test_a_threshold_that_the_choice_of_the_epoch_rules_out_is_still_used():
     sure, right = np.linspace(0.5, 1, 180), np.arange(180) > 0
     alone = choose_thresholds(risk_coverage_curve(sure, right))
     assert alone.tested is not None
-    assert alone.cautious is None
+    assert alone.uncorrected is None
     rule = choose_thresholds(risk_coverage_curve(sure, right, candidates=24))
-    assert (rule.tested, rule.cautious, rule.threshold) == (None, alone.tested, alone.threshold)
+    assert (rule.tested, rule.uncorrected, rule.threshold) == (None, alone.tested, alone.threshold)
     assert rule.threshold > 0.5
     assert "only an estimate: at least 306 images are needed after choosing the best of 24 epochs" in str(rule)
 

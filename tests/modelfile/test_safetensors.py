@@ -32,7 +32,7 @@ from linnaeus.models import create, wrap
 
 CALIBRATION: dict[str, Any] = {
     "temperature": 1.7, "split": "valid", "curve": [[0.6, 180, 3], [0.0, 200, 12]],
-    "abstention": {"error": 0.02, "n": 200, "estimated": None, "promised": None},
+    "abstention": {"target_risk": 0.02, "n": 200, "estimated": None, "tested": None},
 }  # fmt: skip
 
 

@@ -110,7 +110,9 @@ def test_the_epochs_behind_a_threshold_are_stated():
     older = stored.to_dict()
     del older["abstention"]["candidates"]
     text = text_of(assess(out, Calibration.from_dict(older, "m")), 8)
-    assert "none: the number of epochs from which these images selected the model is not recorded\n  cautious" in text
+    assert (
+        "none: the number of epochs from which these images selected the model is not recorded\n  uncorrected" in text
+    )
     many = text_of(assess(out, Calibration.fit(out, "valid", 1000)), 8)
     assert (
         "none: at least 491 images are needed after choosing the best of 1000 epochs on them, and there were 400"
@@ -141,7 +143,7 @@ def test_without_mistakes_no_classes_are_confused():
     assert "no images were confused with another class" in text
     assert "calibration: none in the model" in text
     assert "none: at least 149 images are needed, and there were 30" in text
-    assert "estimated  all images answered, 0 of 30 wrong" in text
+    assert "estimated   all images answered, 0 of 30 wrong" in text
     balanced = next(line for line in text.splitlines() if "balanced" in line)
     assert balanced.split() == [
         "balanced",
@@ -154,8 +156,8 @@ def test_without_mistakes_no_classes_are_confused():
 def test_no_threshold_helps_if_the_most_confident_answers_are_wrong():
     labels = np.arange(200) % 2
     text = text_of(assess(Outputs(labels, 4 * np.eye(2, dtype=np.float32)[1 - labels]), None), 2)
-    assert "tested     none: no threshold passes the test" in text
-    assert "estimated  none: even the most confident answers are wrong more often" in text
+    assert "tested      none: no threshold passes the test" in text
+    assert "estimated   none: even the most confident answers are wrong more often" in text
 
 
 def test_views_are_compared_with_the_plain_predictions():

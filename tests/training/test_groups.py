@@ -65,7 +65,7 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
     evaluated = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")
     assert f"{valid['correct']} of 12, in 3 groups" in evaluated.out
-    assert "tested     none: the images come in groups, whose errors are correlated\n" in evaluated.out
+    assert "tested      none: the images come in groups, whose errors are correlated\n" in evaluated.out
     again = json.loads((tmp_path / "e.json").read_text())["valid"]
     assert again["accuracy_ci95"] == valid["accuracy_ci95"]
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]

@@ -79,12 +79,12 @@ def test_every_count_is_of_the_same_procedure(tmp_path: Path):
     counts = evaluation.verdicts.to_dict()
     here = metrics["test"]["abstention"]
     assert here["unknown"] == counts["unknown"]["n"] > 0
-    point = here["here"]["promised"] or here["here"]["cautious"] or here["here"]["estimated"]
+    point = here["measured"]["tested"] or here["measured"]["uncorrected"] or here["measured"]["estimated"]
     assert (point["answered"], point["wrong"]) == (
         counts["class"]["n"],
         counts["class"]["n"] - counts["class"]["correct"],
     )
-    assert evaluation.assessment.to_dict()["abstention"]["here"] == here["here"]
+    assert evaluation.assessment.to_dict()["abstention"]["measured"] == here["measured"]
     contents = read_run(run.path)
     found = Counter(contents.verdict(row) for row in contents.predictions["test"])
     assert found == Counter({"": counts["class"]["n"], "unsure": counts["unsure"]["n"], "unknown": here["unknown"]})

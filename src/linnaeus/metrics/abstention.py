@@ -36,15 +36,15 @@ class AbstentionRule:
     """Whether these images came in groups, for which there is no test."""
     candidates: int | None = 1
     """Number of models from which these images chose this one; None: unknown, as in files of earlier versions."""
-    cautious: OperatingPoint | None = None
-    """None where a threshold is tested, too."""
+    uncorrected: OperatingPoint | None = None
+    """Passes the test without the correction for several candidates; None where a threshold passes with it."""
     unknown: int = 0
     """Number of images beside the n that the model calls unknown, and so does not answer."""
 
     @property
     def applied(self) -> OperatingPoint | None:
-        """The threshold in use: the tested one, else the cautious one, else the estimated one."""
-        return self.tested or self.cautious or self.estimated
+        """The threshold in use: the tested one, else the one tested without correction, else the estimated one."""
+        return self.tested or self.uncorrected or self.estimated
 
     @property
     def threshold(self) -> float:
@@ -136,7 +136,7 @@ class AbstentionRule:
     def to_dict(self) -> dict[str, Any]:
         """The rule for JSON and for the model file."""
         return {
-            "error": self.target_risk,
+            "target_risk": self.target_risk,
             "confidence": CONFIDENCE,
             "n": self.n,
             "unknown": self.unknown,
@@ -144,8 +144,8 @@ class AbstentionRule:
             "grouped": self.grouped,
             "candidates": self.candidates,
             "estimated": None if self.estimated is None else asdict(self.estimated),
-            "cautious": None if self.cautious is None else asdict(self.cautious),
-            "promised": None if self.tested is None else asdict(self.tested),
+            "uncorrected": None if self.uncorrected is None else asdict(self.uncorrected),
+            "tested": None if self.tested is None else asdict(self.tested),
             "threshold": None if self.applied is None else self.threshold,
             "answers": self.answers,
         }

@@ -60,7 +60,7 @@ class Abstention:
     chosen_on: str
     """The training split that chose the thresholds; empty where these images did."""
     estimated: MeasuredPoint | None
-    cautious: MeasuredPoint | None
+    uncorrected: MeasuredPoint | None
     tested: MeasuredPoint | None
     """The thresholds of the rule, measured on these images."""
     aurc: float
@@ -72,12 +72,12 @@ class Abstention:
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """The summary for JSON, without the curve; n is the number of images."""
-        points = {"estimated": self.estimated, "cautious": self.cautious, "promised": self.tested}
+        points = {"estimated": self.estimated, "uncorrected": self.uncorrected, "tested": self.tested}
         return {
             "rule": self.rule.to_dict(),
             "chosen_on": self.chosen_on or None,
             "unknown": self.unknown,
-            "here": {name: None if point is None else point.to_dict(n) for name, point in points.items()},
+            "measured": {name: None if point is None else point.to_dict(n) for name, point in points.items()},
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
         }
@@ -215,7 +215,7 @@ def _abstention(
         rule,
         chosen_on="" if calibration is None else calibration.split,
         estimated=measure(rule.estimated),
-        cautious=measure(rule.cautious),
+        uncorrected=measure(rule.uncorrected),
         tested=measure(rule.tested),
         aurc=area,
         excess_aurc=excess,

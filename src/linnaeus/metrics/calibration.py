@@ -42,6 +42,8 @@ MAX_SAMPLES = 10**8
 """The largest number of calibration images that a model file may claim."""
 MAX_CANDIDATES = 10**6
 """The largest number of models to choose from that a model file may claim."""
+FORMER_KEYS = {"error": "target_risk", "promised": "tested", "cautious": "uncorrected"}
+"""Keys of the abstention rule in files of earlier versions -> their present names."""
 
 
 def calibration_failure(temperature: float) -> str:
@@ -239,21 +241,22 @@ class Calibration:
     def from_dict(cls, values: Any, origin: str) -> Calibration:
         """The inverse of `to_dict`. Raises UserError, naming the file `origin`, for missing or impossible values."""
         try:
-            temperature, abstention = float(values["temperature"]), values["abstention"]
+            temperature = float(values["temperature"])
+            abstention = {FORMER_KEYS.get(key, key): value for key, value in values["abstention"].items()}
             rows = np.array(values["curve"], np.float64).reshape(-1, 3)
-            n, target_risk = int(abstention["n"]), float(abstention["error"])
+            n, target_risk = int(abstention["n"]), float(abstention["target_risk"])
             grouped = bool(abstention.get("grouped", False))
             candidates = None if abstention.get("candidates") is None else int(abstention["candidates"])
             answered, wrong = rows[:, 1].astype(np.int64), rows[:, 2].astype(np.int64)
             unknown = int(abstention.get("unknown", 0))  # files of earlier versions counted unknown images in n
             curve = RiskCoverageCurve(n, rows[:, 0], answered, wrong, grouped, candidates, unknown)
-            estimated, tested = (_operating_point(abstention[name], n) for name in ("estimated", "promised"))
-            cautious = _operating_point(abstention.get("cautious"), n)
+            estimated, tested = (_operating_point(abstention[name], n) for name in ("estimated", "tested"))
+            uncorrected = _operating_point(abstention.get("uncorrected"), n)
             if candidates is None:  # a file that does not say for how many epochs its test holds
-                tested, cautious = None, tested or cautious
+                tested, uncorrected = None, tested or uncorrected
             split = str(values["split"])
             counts = tuple(int(count) for count in values.get("class_counts") or ())
-        except (KeyError, TypeError, ValueError, OverflowError) as problem:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:120]
             raise UserError(f"{origin}: its calibration is incomplete ({reason}); get a fresh copy") from None
         valid = (
@@ -263,10 +266,10 @@ class Calibration:
         fitted = MIN_TEMPERATURE * 0.99 <= temperature <= MAX_TEMPERATURE * 1.01
         if not (valid and fitted and 0 < target_risk < 1 and 0 <= unknown <= MAX_SAMPLES and _are_counts(counts)):
             raise UserError(
-                f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, error "
-                f"{target_risk}); get a fresh copy"
+                f"{origin}: its calibration has values out of range (temperature {temperature}, n {n}, target "
+                f"risk {target_risk}); get a fresh copy"
             )
-        rule = AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, cautious, unknown)
+        rule = AbstentionRule(target_risk, n, estimated, tested, grouped, candidates, uncorrected, unknown)
         return cls(temperature, split, curve, rule, counts)
 
 

@@ -10,9 +10,9 @@ tested       The largest coverage that passes a test: a model whose true risk eq
              coverage, in at most 5 % of samples. This needs many images; for a target of 2 % at least 149, without
              any error. It is a statement about all samples, not about those that pass: of a model that seldom
              passes, a larger share of the passes is by luck.
-cautious     Where none is tested because the sample also chose the model: the largest coverage that would pass if
-             the model had been fixed before. Nothing is guaranteed, but its risk exceeds the target less often than
-             that of the estimated one.
+uncorrected  Where none is tested because the sample also chose the model: the largest coverage that would pass if
+             the model had been fixed before, without the correction for several candidates. Nothing is guaranteed,
+             but its risk exceeds the target less often than that of the estimated one.
 
 Where none exists the model answers no image: its threshold is abstention.NO_ANSWER.
 
@@ -131,11 +131,11 @@ def choose_thresholds(
     overall = curve.wrong[-1] / curve.answered[-1]
     # One more wrong answer than seen, as in conformal risk control.
     estimated = np.flatnonzero(curve.wrong + overall <= target_risk * (curve.answered + 1) + 1e-9)
-    tested = cautious = np.array([], np.int64)
+    tested = uncorrected = np.array([], np.int64)
     if not curve.grouped and curve.candidates is not None:
         tested = _passing(curve, target_risk, adjusted(confidence, curve.candidates))
     if not curve.grouped and curve.candidates != 1 and not len(tested):
-        cautious = _passing(curve, target_risk, confidence)
+        uncorrected = _passing(curve, target_risk, confidence)
 
     # The last row of rising coverage answers most.
     def last(rows: np.ndarray) -> OperatingPoint | None:
@@ -151,7 +151,7 @@ def choose_thresholds(
         last(tested),
         curve.grouped,
         curve.candidates,
-        last(cautious),
+        last(uncorrected),
         curve.unknown,
     )
 

@@ -10,10 +10,10 @@ The file is plain safetensors. Its metadata has one entry, `linnaeus`, a JSON te
     calibration     null, or what was fitted on validation:
                         temperature   what logits are divided by; it changes no answer
                         split         on which it was fitted
-                        abstention    target error and confidence of the test, n, smallest_n (images that the test
+                        abstention    target_risk and confidence of the test, n, smallest_n (images that the test
                                       takes), grouped (whether they came in groups), candidates (epochs from which
-                                      these images chose the model; null or missing: unknown), estimated, cautious and
-                                      promised (each threshold, answered, wrong; or null), and threshold: below this
+                                      these images chose the model; null or missing: unknown), estimated, tested and
+                                      uncorrected (each threshold, answered, wrong; or null), and threshold: below this
                                       probability the model is unsure; null where none helps
                         curve         rows of threshold, answered, wrong, from which another error's is chosen
                     of a multi-label model: split, n, precision (null: thresholds maximize F1) and `labels`, for each

@@ -132,10 +132,14 @@ def abstention(result: Abstention, n: int) -> list[str]:
         source += f", which also chose the best of {rule.candidates} epochs"
     lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
     if result.unknown:
-        lines.append(f"  unknown    {result.unknown} of {n} get no answer, whatever their probability")
-    for name, point in (("tested", result.tested), ("cautious", result.cautious), ("estimated", result.estimated)):
-        if name != "cautious" or point is not None:
-            lines.append(f"  {name:10} " + (_no_threshold(result, name) if point is None else _effect(point, n)))
+        lines.append(f"  unknown     {result.unknown} of {n} get no answer, whatever their probability")
+    for name, point in (
+        ("tested", result.tested),
+        ("uncorrected", result.uncorrected),
+        ("estimated", result.estimated),
+    ):
+        if name != "uncorrected" or point is not None:
+            lines.append(f"  {name:11} " + (_no_threshold(result, name) if point is None else _effect(point, n)))
     area, excess = result.aurc, result.excess_aurc
     every = " of all images, by their probability alone," if result.unknown else ""
     lines.append(
