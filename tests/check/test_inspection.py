@@ -199,7 +199,9 @@ def test_images_without_copies_choose_the_epoch_and_fit_the_thresholds(half_leak
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["calibration"]["abstention"]["n"] == 24
     assert metrics["unknown"]["thresholds"]["n"] == 24
-    assert metrics["unknown"]["known"]["valid"]["n"] == 36
+    assert metrics["unknown"]["known"]["valid"]["n"] == 24
+    valid = metrics["valid"]
+    assert [valid["n"], valid["calibration"]["n"], valid["abstention"]["n"]] == [36, 24, 24]
     assert run.best.figures is not None
     assert run.best.figures.n == 24
     for row in read_history(run.path / "history.csv"):

@@ -147,6 +147,20 @@ def test_cross_fitting_excludes_the_whole_group():
     assert crossed.groups is groups
 
 
+def test_only_unseen_images_measure_calibration_and_abstention():
+    """The model is surer of images of which training had a copy."""
+    out, unseen = simulated(120, 2.0), np.arange(120) % 4 > 0
+    sure = Outputs(out.labels, np.where(unseen[:, None], out.logits, 50 * np.eye(5)[out.labels]))
+    kept = sure.take(unseen)
+    for calibration in (None, Calibration.fit(kept, "valid", 1)):
+        for crossed in (False, True):
+            found = assess(sure, calibration, cross_fitted=crossed, unseen=unseen)
+            assert found.metrics.n == 120
+            alone = assess(kept, calibration, cross_fitted=crossed)
+            assert (found.calibration, found.abstention) == (alone.calibration, alone.abstention)
+            assert found.calibration != assess(sure, calibration, cross_fitted=crossed).calibration
+
+
 def test_calibration_error_by_hand():
     confidence = np.array([0.30, 0.32, 0.97, 0.99, 1.0])
     right = np.array([True, False, True, True, False])

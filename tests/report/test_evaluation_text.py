@@ -55,12 +55,12 @@ def test_a_failed_calibration_is_reported():
 def test_the_reference_of_the_calibration_error_reads_right_where_it_is_skewed():
     """Of almost certain answers, few samples have an error, which then is large: the mean exceeds the percentile."""
     found = assess(outputs(300, 8, skill=12.0), None)
-    mean, p95 = found.metrics.ece_by_chance
+    mean, p95 = found.calibration.ece_by_chance
     assert p95 < mean, (p95, mean)
     words = f"an ECE of at most {percent(p95, 2)} in 95 of 100 samples, and {percent(mean, 2)} on average, because"
     assert words in text_of(found, 8)
     usual = assess(outputs(300, 8), None)
-    mean, p95 = usual.metrics.ece_by_chance
+    mean, p95 = usual.calibration.ece_by_chance
     assert f"{percent(mean, 2)} on average, and up to {percent(p95, 2)} in 95 of 100 samples" in text_of(usual, 8)
 
 
@@ -92,9 +92,8 @@ def test_a_calibration_error_that_does_not_improve_is_explained(
     before: float, after: float, by_chance: tuple[float, float], words: str
 ):
     found = assess(outputs(60, 3), None)
-    effect = replace(found.calibration, before={"ece": before}, after={"ece": after})
-    metrics = replace(found.metrics, ece_by_chance=by_chance)
-    line = certainty(replace(found, calibration=effect, metrics=metrics), "test")
+    effect = replace(found.calibration, before={"ece": before}, after={"ece": after}, ece_by_chance=by_chance)
+    line = certainty(replace(found, calibration=effect), "test")
     result = f"calibration error {percent(after)}, {percent(before)} before calibration (test)"
     assert line.startswith(result + words)
     assert words or line == result
@@ -186,3 +185,12 @@ def test_a_calibration_error_that_counts_copies_says_so():
     assert not any(stated in line for line in evaluated.lines())
     evaluated.without_leaks = {"valid": None}
     assert [stated in line for line in evaluated.lines() if line.startswith("certainty")] == [True]
+    unseen = np.arange(300) >= 100
+    evaluated = FinalEvaluation({"valid": outputs(300, 8)}, 1, {"valid": unseen})
+    evaluated.without_leaks = {"valid": None}
+    stated = "(validation, cross-fitted; without images seen before)"
+    assert [stated in line for line in evaluated.lines() if line.startswith("certainty")] == [True]
+    assert evaluated.to_dict()["valid"]["calibration"]["n"] == 200
+    text = text_of(evaluated.assessments["valid"], 8)
+    assert text.count(", on the 200 images that were not seen before\n") == 2  # calibration and abstention
+    assert "on 200 images, a perfectly calibrated model" in text

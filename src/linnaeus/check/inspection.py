@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,20 +107,22 @@ def _where(table: Table) -> str:
     return f"all are listed in check.json in the run folder{shown}"
 
 
-def unseen_validation(leaked: dict[str, np.ndarray], images: np.ndarray, console: Console) -> np.ndarray | None:
-    """(n,) bool: which of the validation `images` (n,), by table, choose the model and fit its thresholds; None: all.
+def unseen_images(
+    leaked: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray], console: Console
+) -> dict[str, np.ndarray]:
+    """Split -> (n,) bool: which of its `images` (n,), by table, choose and calibrate a model, or measure that.
 
-    A model is better and surer on an image of which training had a copy, and the more so the more it memorizes.
+    A split is absent if all do. A model is better and surer on an image of which training had a copy, and the more so
+    the more it memorizes.
     """
-    unseen = ~np.isin(images, leaked.get("valid", []))
-    if unseen.all() or (n := int(unseen.sum())) >= FEWEST_FITTING:
-        return None if unseen.all() else unseen
-    console.warn(
-        f"only {n} of {len(unseen)} validation images were not seen in training, too few to choose a model and to fit "
-        "its thresholds. All are used, so the model will be overconfident; remove the copies that `linnaeus check` "
-        f"lists, or keep copies in one split with --set data.split.groups={NEAR_DUPLICATES}"
-    )
-    return None
+    unseen = {split: ~np.isin(numbers, leaked.get(split, [])) for split, numbers in images.items()}
+    if "valid" in unseen and not unseen["valid"].all() and (n := int(unseen["valid"].sum())) < FEWEST_FITTING:
+        console.warn(
+            f"only {n} of {len(unseen['valid'])} validation images were not seen in training, too few to choose a "
+            "model and to fit its thresholds. All are used, so the model will be overconfident; remove the copies that "
+            f"`linnaeus check` lists, or keep copies in one split with --set data.split.groups={NEAR_DUPLICATES}"
+        )
+    return {split: mask for split, mask in unseen.items() if FEWEST_FITTING <= mask.sum() < len(mask)}
 
 
 def without_leaks(

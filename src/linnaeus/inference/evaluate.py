@@ -49,6 +49,8 @@ class Evaluation:
     """Figures of the images that chose the model, where they are counted apart."""
     answers: Outputs | None = None
     """Calibrated, image by image; None if images may have several labels."""
+    unseen: np.ndarray | None = None
+    """(n,) bool: the images without a copy in an earlier split; None where calibration and verdicts count all."""
     column: str = ""
     """The column of `slices`."""
     slices: tuple[Slice, ...] = ()
@@ -59,12 +61,18 @@ class Evaluation:
         return self.images.split
 
     @property
+    def unseen_answers(self) -> Outputs | None:
+        """Those of the images that measure how certain answers are."""
+        return self.answers if self.answers is None or self.unseen is None else self.answers.take(self.unseen)
+
+    @property
     def verdicts(self) -> Verdicts | None:
         """What the model answers at its own thresholds; None for one that recognizes no unknown images."""
         detector = self.classifier.detector
-        if self.answers is None or detector is None:
+        answers = self.unseen_answers
+        if answers is None or detector is None:
             return None
-        return Verdicts.of(self.answers, self.classifier.threshold, detector.thresholds)
+        return Verdicts.of(answers, self.classifier.threshold, detector.thresholds)
 
     def by_slice(self, column: str, values: Sequence[str]) -> Evaluation:
         """The evaluation with the accuracy by value of a column; `values` are those of the images, (n,)."""
@@ -170,7 +178,7 @@ def evaluate_model(
     assessment = _assess(classifier, images, outputs, error, views, unseen)
     validation = None if apart is None else classifier.figures(apart)
     answers = None if classifier.several else classifier.calibrated(outputs)
-    return Evaluation(classifier, images, assessment, without_leaks, validation, answers)
+    return Evaluation(classifier, images, assessment, without_leaks, validation, answers, unseen)
 
 
 def _warn_of_images(classifier: Classifier, images: LabeledImages, outputs: Outputs, console: Console) -> None:
@@ -216,13 +224,13 @@ def _assess(
     """The assessment of the model's task. `unseen`: (n,) bool, the images without copies, if there are others."""
     fitted = images.calibrated_on
     if classifier.several:
-        return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, fitting=unseen)
+        return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, unseen=unseen)
     limits = None if classifier.detector is None else classifier.detector.thresholds
     return assess(
         outputs,
         classifier.calibration,
         cross_fitted=fitted,
-        fitting=unseen,
+        unseen=unseen,
         target_risk=error,
         views=views,
         limits=limits,

@@ -197,7 +197,7 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
     """
     classifier = evaluation.classifier
     thresholds = detector_of(classifier).thresholds
-    known = evaluation.answers
+    known = evaluation.unseen_answers
     assert known is not None, "only models for one label per image have a detector"
     scores = ImageScores(known.distances, known.confidence)
     of_class = ImagesOfClasses.of(evaluation)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.metrics.abstention import AbstentionRule, OperatingPoint
+from linnaeus.metrics.bootstrap import RESAMPLES, WeightedSample
 from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
 from linnaeus.metrics.classification import Metrics, class_dicts, compute_metrics, point_estimates
 from linnaeus.metrics.intervals import proportion_interval
@@ -31,6 +32,22 @@ class CalibrationEffect:
     """loss, brier, ece and ece_equal_mass."""
     reliability: dict[str, list[dict[str, Any]]]
     """Rows of a reliability diagram, `before` and `after`."""
+    n: int
+    """Number of images."""
+    ece_by_chance: tuple[float, float]
+    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the diagram."""
+        return {
+            "n": self.n,
+            "temperature": self.temperature,
+            "stored": self.stored,
+            "cross_fitted": self.cross_fitted,
+            "before": self.before,
+            "after": self.after,
+            "ece_by_chance": dict(zip(("mean", "p95"), self.ece_by_chance, strict=True)),
+        }
 
 
 @dataclass(frozen=True)
@@ -67,17 +84,20 @@ class Abstention:
     excess_aurc: float
     curve: list[dict[str, Any]]
     """Rows of the risk-coverage curve."""
+    n: int
+    """Number of images."""
     unknown: int = 0
     """Number of these images that the model calls unknown, and so does not answer."""
 
-    def to_dict(self, n: int) -> dict[str, Any]:
-        """The summary for JSON, without the curve; n is the number of images."""
+    def to_dict(self) -> dict[str, Any]:
+        """The summary for JSON, without the curve."""
         points = {"estimated": self.estimated, "uncorrected": self.uncorrected, "tested": self.tested}
         return {
+            "n": self.n,
             "rule": self.rule.to_dict(),
             "chosen_on": self.chosen_on or None,
             "unknown": self.unknown,
-            "measured": {name: None if point is None else point.to_dict(n) for name, point in points.items()},
+            "measured": {name: None if point is None else point.to_dict(self.n) for name, point in points.items()},
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
         }
@@ -98,7 +118,10 @@ class ViewsEffect:
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """All results for one split. `metrics` are of the probabilities that the model gives, after its temperature."""
+    """All results for one split. `metrics` are of the probabilities that the model gives, after its temperature.
+
+    Calibration and abstention are of the images without a copy in an earlier split, on which a model is surer.
+    """
 
     metrics: Metrics
     calibration: CalibrationEffect
@@ -108,16 +131,9 @@ class Assessment:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without classes, confusion matrix, diagrams and curves."""
-        calibration = self.calibration
         summary = self.metrics.to_dict() | {
-            "calibration": {
-                "temperature": calibration.temperature,
-                "stored": calibration.stored,
-                "cross_fitted": calibration.cross_fitted,
-                "before": calibration.before,
-                "after": calibration.after,
-            },
-            "abstention": self.abstention.to_dict(self.metrics.n),
+            "calibration": self.calibration.to_dict(),
+            "abstention": self.abstention.to_dict(),
         }
         views = {name: effect.to_dict() for name, effect in self.views.items()}
         return summary | ({"tta": views} if views else {})
@@ -136,7 +152,7 @@ def assess(
     calibration: Calibration | None,
     *,
     cross_fitted: bool = False,
-    fitting: np.ndarray | None = None,
+    unseen: np.ndarray | None = None,
     target_risk: float | None = None,
     views: dict[str, Outputs] | None = None,
     limits: Thresholds | None = None,
@@ -144,37 +160,48 @@ def assess(
     """Assess a model by its uncalibrated outputs on a split.
 
     `calibration` is the model's, if it has one. `cross_fitted`: these images fitted that calibration, so its effect is
-    measured by cross-fitting; with `fitting` (n,) bool only these of them fitted it. `target_risk` of the abstention
-    thresholds; by default that of the model. `views` are the calibrated outputs of test-time augmentation, by name.
-    `limits`: those of the model beyond which it calls an image unknown, which is then not answered.
+    measured by cross-fitting. `unseen`, (n,) bool, are the images without a copy in an earlier split, if others have
+    one: only they fit and measure calibration and abstention. `target_risk` of the abstention thresholds; by default
+    that of the model. `views` are the calibrated outputs of test-time augmentation, by name. `limits`: those of the
+    model beyond which it calls an image unknown, which is then not answered.
     """
     calibrated = outputs if calibration is None else outputs.at(calibration.temperature)
     effects = {
         name: ViewsEffect(point_estimates(other), McNemar.of(calibrated.correct, other.correct, outputs.groups))
         for name, other in (views or {}).items()
     }
+    metrics = compute_metrics(calibrated)
+    if unseen is not None:
+        outputs, calibrated = outputs.take(unseen), calibrated.take(unseen)
     return Assessment(
-        compute_metrics(calibrated),
-        _calibration_effect(outputs, calibration, cross_fitted, fitting),
+        metrics,
+        _calibration_effect(outputs, calibrated, calibration, cross_fitted),
         _abstention(calibrated, calibration, target_risk, None if cross_fitted else 1, limits),
         effects,
     )
 
 
 def _calibration_effect(
-    outputs: Outputs, calibration: Calibration | None, cross_fitted: bool, fitting: np.ndarray | None
+    outputs: Outputs, calibrated: Outputs, calibration: Calibration | None, cross_fitted: bool
 ) -> CalibrationEffect:
     """Metrics before and after calibration; without a stored one, of the temperature that these images would fit."""
     cross_fitted = calibration is None or cross_fitted
     temperature = fit_temperature(outputs) if calibration is None else calibration.temperature
-    after = cross_fit(outputs, fitting) if cross_fitted else outputs.at(temperature)
+    after = cross_fit(outputs) if cross_fitted else calibrated
     metrics, diagrams = {}, {}
     for name, stage in (("before", outputs), ("after", after)):
         metrics[name] = point_estimates(stage)
         del metrics[name]["accuracy"]  # a temperature does not change it
         diagrams[name] = reliability_diagram(stage.confidence, stage.correct, stage.groups)
     return CalibrationEffect(
-        temperature, calibration is not None, cross_fitted, metrics["before"], metrics["after"], diagrams
+        temperature,
+        calibration is not None,
+        cross_fitted,
+        metrics["before"],
+        metrics["after"],
+        diagrams,
+        n=len(outputs.labels),
+        ece_by_chance=WeightedSample(calibrated).ece_by_chance(RESAMPLES, seed=0),
     )
 
 
@@ -219,6 +246,7 @@ def _abstention(
         tested=measure(rule.tested),
         aurc=area,
         excess_aurc=excess,
+        n=curve.n,
         unknown=int((~known).sum()),
         curve=[measure_at(threshold).to_dict(curve.n) for threshold in curve.thresholds.tolist()],
     )

@@ -98,8 +98,8 @@ def fit_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
     return math.exp((low + high) / 2)
 
 
-def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None) -> Outputs:
-    """Outputs of which each is calibrated by a temperature fitted on the other folds, or on their `fitting` (n,) bool.
+def cross_fit(outputs: Outputs) -> Outputs:
+    """Outputs of which each is calibrated by a temperature fitted on the other folds.
 
     Measures the effect of calibration on the images that also fit the temperature, without the optimism of fitting and
     evaluating on the same ones. The folds are random; a group is never divided.
@@ -112,8 +112,7 @@ def cross_fit(outputs: Outputs, fitting: np.ndarray | None = None) -> Outputs:
     for number in range(min(FOLDS, units)):
         held_out = fold == number
         if not held_out.all():
-            others = ~held_out if fitting is None else fitting & ~held_out
-            logits[held_out] /= fit_temperature(outputs.take(others if others.any() else ~held_out))
+            logits[held_out] /= fit_temperature(outputs.take(~held_out))
     return replace(outputs, logits=logits)
 
 

@@ -227,8 +227,6 @@ class Metrics:
     classes: tuple[ClassMetrics, ...]
     confusion: np.ndarray
     """(classes, classes) int64 counts: rows are labels, columns predictions."""
-    ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
     resamples: int
     ranking_resamples: int
     groups: int | None = None
@@ -244,7 +242,6 @@ class Metrics:
         values |= {} if self.groups is None else {"groups": self.groups}
         return values | {
             **estimate_entries(self.overall),
-            "ece_by_chance": dict(zip(("mean", "p95"), self.ece_by_chance, strict=True)),
             "bootstrap": {"resamples": self.resamples, "ranking_resamples": self.ranking_resamples},
         }
 
@@ -281,7 +278,6 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
             class_metrics(c, outputs.labels == c, predicted == c, groups, drawn, area) for c, area in enumerate(areas)
         ),
         confusion=confusion_matrix(outputs.labels, predicted, classes),
-        ece_by_chance=sample.ece_by_chance(drawn.resamples, seed),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,
         groups=outputs.group_count,

@@ -39,12 +39,19 @@ class LabelAssessment:
     """Rows of a reliability diagram of all pairs of an image and a label, `before` and `after`."""
     chance: float
     """Mean average precision that a random order of the images has on average."""
+    n: int
+    """Number of images that `before`, `after`, `label_ece` and `reliability` are measured on."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without the labels and their co-occurrence."""
         return self.metrics.to_dict() | {
             "map_by_chance": self.chance,
-            "calibration": {"cross_fitted": self.cross_fitted, "before": self.before, "after": self.after},
+            "calibration": {
+                "n": self.n,
+                "cross_fitted": self.cross_fitted,
+                "before": self.before,
+                "after": self.after,
+            },
         }
 
     def long_dict(self, classes: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Any]:
@@ -67,12 +74,13 @@ def assess_labels(
     calibration: LabelCalibration | None,
     *,
     cross_fitted: bool = False,
-    fitting: np.ndarray | None = None,
+    unseen: np.ndarray | None = None,
 ) -> LabelAssessment:
     """Assess a model by its uncalibrated outputs on a split.
 
     `calibration` is the model's; without one, that which these images fit is measured by cross-fitting, as with
-    `cross_fitted`: these images fitted the model's, or those of them that `fitting` (n,) bool names.
+    `cross_fitted`: these images fitted the model's. `unseen`, (n,) bool, are the images without a copy in an earlier
+    split, if others have one: only they fit and measure a calibration.
     """
     # Figures on the images that fitted the calibration would be too good.
     cross_fitted = cross_fitted or calibration is None
@@ -82,18 +90,21 @@ def assess_labels(
     decisions = calibration.decide(calibrated.probabilities)
     if cross_fitted:
         # Not for the ranks: those of images from different folds cannot be compared.
-        honest, decisions = cross_fit_labels(outputs, calibration.precision, fitting)
+        honest, decisions = cross_fit_labels(outputs, calibration.precision, unseen)
     stages = {"before": outputs, "after": honest}
+    if unseen is not None:
+        stages = {name: stage.take(unseen) for name, stage in stages.items()}
     return LabelAssessment(
         compute_label_metrics(calibrated, decisions),
         label_figures(calibrated, decisions),
         calibration,
         cross_fitted,
-        _quality(outputs),
-        _quality(honest),
+        _quality(stages["before"]),
+        _quality(stages["after"]),
         {name: _errors_of_labels(stage) for name, stage in stages.items()},
         {name: _reliability(stage) for name, stage in stages.items()},
         map_by_chance(outputs.labels),
+        len(stages["before"].labels),
     )
 
 

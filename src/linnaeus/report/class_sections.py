@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.metrics.calibration import Calibration, chance_words
 from linnaeus.metrics.classification import most_confused
 from linnaeus.report.calibration import reliability, risk_coverage
@@ -104,7 +105,8 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         return None
     rule = Calibration.from_dict(stored, str(run.path)).rule
     effect = run.metrics[run.split]["calibration"]
-    by_chance = run.metrics[run.split]["ece_by_chance"]
+    by_chance = effect.get("ece_by_chance") or run.metrics[run.split]["ece_by_chance"]  # of earlier versions
+    n, of = effect.get("n", run.metrics[run.split]["n"]), run.metrics[run.split]["n"]
     mean, p95 = (typeset_percent(by_chance[key], 1) for key in ("mean", "p95"))
     return {
         "reliability": reliability(evaluation["reliability"]),
@@ -114,6 +116,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "losses": [f"{effect[when]['loss']:.3f}" for when in ("before", "after")],
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
+        "images": counted(n, "image") + " that were not seen before" * (n < of),
         "chance": chance_words(mean, p95, skewed=by_chance["p95"] <= by_chance["mean"]),
         "rule": str(rule).replace("never: ", "never, because ", 1),
         "notice": rule.notice,

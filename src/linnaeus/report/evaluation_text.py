@@ -36,13 +36,14 @@ LABELS = {
 def render(assessment: Assessment, names: Sequence[str], verdicts: Sequence[str] = ()) -> str:
     """The whole assessment; `names` are the display names of the classes, `verdicts` the lines of `Verdicts`."""
     metrics = assessment.metrics
+    note = unseen_note(assessment.calibration.n, metrics.n)
     blocks = [
         summary(metrics),
-        verdicts,
+        [f"{verdicts[0]}{note}", *verdicts[1:]] if verdicts else [],
         classes(metrics, names),
         confused(metrics, names),
-        calibration(assessment.calibration, metrics),
-        abstention(assessment.abstention, metrics.n),
+        calibration(assessment.calibration, note),
+        abstention(assessment.abstention, note),
         views(assessment),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -102,8 +103,8 @@ def confused(metrics: Metrics, names: Sequence[str]) -> list[str]:
     return ["most often confused", *align(rows, "<<<>")]
 
 
-def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
-    """Quality of the probabilities before and after temperature scaling."""
+def calibration(effect: CalibrationEffect, note: str = "") -> list[str]:
+    """Quality of the probabilities before and after temperature scaling; `note` tells of which images."""
     method = "cross-fitted in five folds" if effect.cross_fitted else "fitted on validation"
     title = f"calibration by temperature {effect.temperature:.3g} ({method})"
     if not effect.stored:
@@ -113,24 +114,29 @@ def calibration(effect: CalibrationEffect, metrics: Metrics) -> list[str]:
         values = (effect.before[name], effect.after[name])
         rows.append([LABELS[name], *(_format(value, as_percent=name in PERCENT) for value in values)])
     # A finite sample has a positive ECE even if the probabilities are perfect: the figure needs this reference.
-    mean, p95 = metrics.ece_by_chance
+    mean, p95 = effect.ece_by_chance
     failure = calibration_failure(effect.temperature)
     return [
-        title,
+        f"{title}{note}",
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"on {counted(metrics.n, 'image')}, a perfectly calibrated model would show an ECE of "
+        f"on {counted(effect.n, 'image')}, a perfectly calibrated model would show an ECE of "
         + chance_words(percent(mean, 2), percent(p95, 2), skewed=p95 <= mean),
     ]
 
 
-def abstention(result: Abstention, n: int) -> list[str]:
-    """The thresholds, and their effect on these images."""
-    rule, share = result.rule, percent(result.rule.target_risk, 0, exact=True)
+def unseen_note(measured: int, n: int) -> str:
+    """Which images were measured, where some of `n` have a copy in an earlier split and are left out."""
+    return "" if measured == n else f", on the {measured:,} images that were not seen before"
+
+
+def abstention(result: Abstention, note: str = "") -> list[str]:
+    """The thresholds, and their effect on these images, of which `note` tells more."""
+    n, rule, share = result.n, result.rule, percent(result.rule.target_risk, 0, exact=True)
     source = f"the {rule.n} {result.chosen_on} images of the training run" if result.chosen_on else "these very images"
     if (rule.candidates or 1) > 1:
         source += f", which also chose the best of {rule.candidates} epochs"
-    lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}"]
+    lines = [f"abstention, so that at most {share} of the answers are wrong; thresholds chosen on {source}{note}"]
     if result.unknown:
         lines.append(f"  unknown     {result.unknown} of {n} get no answer, whatever their probability")
     for name, point in (

@@ -10,6 +10,7 @@ import numpy as np
 from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.metrics.multilabel import co_occurrence
 from linnaeus.report.calibration import OF_LABELS, reliability
+from linnaeus.report.evaluation_text import unseen_note
 from linnaeus.report.page_sections import PREDICTIONS, IntervalBar
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.label_predictions import LabelPredictionRow
@@ -132,6 +133,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
     if "reliability" not in evaluation or stored is None:
         return None
     effect = run.metrics[run.split]["calibration"]
+    n = run.metrics[run.split]["n"]
     calibration = LabelCalibration.from_dict(stored, str(run.path), len(run.names))
     rows = [
         {
@@ -145,6 +147,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
     ]
     return {
         "reliability": reliability(evaluation["reliability"], OF_LABELS),
+        "note": unseen_note(effect.get("n", n), n),
         "rows": sorted(rows, key=lambda row: -row["after"][1]),
         "cross_fitted": effect["cross_fitted"],
         "before": typeset_percent(effect["before"]["ece"], 1),

@@ -8,6 +8,7 @@ from linnaeus.metrics.classification import ClassMetrics
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.label_calibration import NEVER
+from linnaeus.report.evaluation_text import unseen_note
 from linnaeus.text import align, percent, shorten
 
 ALL_LABELS = 30  # up to this many labels are all shown; of more, the worst
@@ -92,6 +93,7 @@ def _row(row: ClassMetrics, names: Sequence[str], threshold: float) -> list[str]
 def calibration(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
     """Quality of the probabilities before and after calibration, and how the thresholds were chosen."""
     method = "cross-fitted in five folds" if assessment.cross_fitted else "fitted on validation"
+    note = unseen_note(assessment.n, assessment.metrics.n)
     before, after = assessment.before, assessment.after
     rows = [
         ["", "uncalibrated", "calibrated"],
@@ -99,7 +101,7 @@ def calibration(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
         ["calibration error (ECE)", percent(before["ece"], 2), percent(after["ece"], 2)],
     ]
     thresholds = [f"thresholds: {line}" for line in assessment.calibration.lines(names)]
-    return [f"calibration and thresholds of each label ({method})", *align(rows, "<>>"), *thresholds]
+    return [f"calibration and thresholds of each label ({method}){note}", *align(rows, "<>>"), *thresholds]
 
 
 def _with_interval(estimate: Estimate, as_percent: bool = True) -> list[str]:

@@ -197,8 +197,8 @@ def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint
 def _run_trial(prepared: Prepared, recorder: RunRecorder, session: Session, observe: Observer) -> Run:
     """Train for the validation metrics alone: no checkpoints, no model file, no final evaluation."""
     prepared.folder.start([])
-    if prepared.unseen is not None:
-        count = f"{int(prepared.unseen.sum()):,} of {len(prepared.unseen):,} validation images"
+    if (unseen := prepared.unseen.get("valid")) is not None:
+        count = f"{int(unseen.sum()):,} of {len(unseen):,} validation images"
         prepared.console.warn(f"trials are compared on {count}: the others were seen in training")
     phases = _phases(prepared, recorder, session)
     phases.observe = observe
@@ -214,7 +214,7 @@ def _phases(prepared: Prepared, recorder: RunRecorder, session: Session) -> Phas
     frozen.round_as(recipe.model.frozen_precision, samples["train"])
     frozen.made_by = prepared.identity.tuned.executors
     frozen.on_change = recorder.write_tuned
-    seen, unseen = prepared.membership.trained_before, prepared.unseen
+    seen, unseen = prepared.membership.trained_before, prepared.unseen.get("valid")
     streams = Streams(frozen, samples["train"], samples["valid"], recipe.phase, recipe.seed, unseen, seen)
     classes, stop, timings = len(prepared.table.classes), session.stop, session.timings
     return Phases(recipe, streams, classes, engine, recorder, stop=stop, timings=timings)

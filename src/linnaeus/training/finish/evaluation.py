@@ -26,6 +26,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ from linnaeus.training.finish.unknown import Recognition
 
 FEWEST_MEASURING = 10
 """With fewer images, the 95 % interval of an accuracy spans about 30 percentage points or more."""
+NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
 """By split."""
 
@@ -114,11 +116,6 @@ def kept(outputs: Outputs, unseen: np.ndarray | None) -> Outputs:
     return outputs if unseen is None else outputs.take(unseen)
 
 
-def fitting(split: str, unseen: np.ndarray | None) -> np.ndarray | None:
-    """The images of a split, (n,) bool, that fitted the calibration; None where all or none did."""
-    return unseen if split == "valid" else None
-
-
 def certainty(assessment: Assessment, place: str) -> str:
     """How far the probabilities are from the shares of right answers; where calibration brought them no closer, whether
     chance explains it. `place` names the images."""
@@ -127,9 +124,9 @@ def certainty(assessment: Assessment, place: str) -> str:
     if after < before:
         return change
     # Where almost all answers are certain, the mean exceeds the 95th percentile.
-    if after > (limit := max(assessment.metrics.ece_by_chance)):
+    if after > (limit := max(assessment.calibration.ece_by_chance)):
         return f"{change}; calibration did not help: read probabilities as a ranking, not as chances of being right"
-    n = counted(assessment.metrics.n, "image")
+    n = counted(assessment.calibration.n, "image")
     return f"{change}; no sign of miscalibration: on {n}, chance alone explains up to {percent(limit)}"
 
 
@@ -158,18 +155,19 @@ class FinalEvaluation:
         self,
         outputs: dict[str, Outputs],
         candidates: int,
-        unseen: np.ndarray | None = None,
+        unseen: Mapping[str, np.ndarray] = NOTHING,
         target_risk: float = TARGET_RISK,
         recognize: Callable[[dict[str, Outputs], float], Recognition] | None = None,
     ):
         """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
 
-        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration. `target_risk` is the
-        share of wrong answers that is allowed among the images that the model is sure of. `recognize` chooses, from
-        the calibrated outputs by split and the temperature, what is unknown: such images choose no other threshold.
+        `unseen`, (n,) bool by split, are the images that chose it, fit the calibration and measure it, where not all
+        do. `target_risk` is the share of wrong answers that is allowed among the images that the model is sure of.
+        `recognize` chooses, from the calibrated outputs by split and the temperature, what is unknown: such images
+        choose no other threshold.
         """
-        self.unseen = unseen
-        fit = kept(outputs["valid"], unseen)
+        self.unseen = unseen.get("valid")
+        fit = kept(outputs["valid"], self.unseen)
         self.calibration = Calibration.fit(fit, "valid", candidates, target_risk)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
         self.recognition = None if recognize is None else recognize(self.calibrated, self.calibration.temperature)
@@ -179,9 +177,7 @@ class FinalEvaluation:
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
         # Validation fitted the calibration, so its calibrated metrics are cross-fitted.
         self.assessments = {
-            split: assess(
-                out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen), limits=limits
-            )
+            split: assess(out, self.calibration, cross_fitted=split == "valid", unseen=unseen.get(split), limits=limits)
             for split, out in outputs.items()
         }
         self.without_leaks: dict[str, Figures | None] = {}
@@ -239,9 +235,10 @@ class FinalEvaluation:
         """A short summary for the terminal."""
         # The split with the most reliable figures: test where there is one.
         split, place = summary_split(self.assessments)
-        if split in self.without_leaks:
-            place += "; images that were seen before are counted"
         quality = self.assessments[split].calibration
+        if split in self.without_leaks:
+            counted_too = quality.n == self.assessments[split].metrics.n
+            place += "; images that were seen before are counted" if counted_too else "; without images seen before"
         failure = calibration_failure(quality.temperature)
         return [
             *self._limits,

@@ -6,7 +6,7 @@ In `metrics.json` a split has `map`, `macro_f1`, `subset_accuracy`, `hamming_los
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from linnaeus.runs.label_predictions import LabelPredictionRow, label_prediction
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent, percent_range
 from linnaeus.training.finish.evaluation import (
-    fitting,
+    NOTHING,
     kept,
     leak_lines,
     sample_names,
@@ -47,17 +47,18 @@ class LabelEvaluation:
         outputs: dict[str, Outputs],
         names: Sequence[str],
         precision: float | None,
-        unseen: np.ndarray | None = None,
+        unseen: Mapping[str, np.ndarray] = NOTHING,
     ):
         """`outputs`: outputs of the saved model by split, `valid` among them; `precision` as in the recipe.
 
-        With `unseen`, (n,) bool, only these validation images chose it and fit the calibration.
+        `unseen`, (n,) bool by split, are the images that chose it, fit the calibration and measure it, where not all
+        do.
         """
-        self.names, self.outputs, self.unseen = names, outputs, unseen
-        self.calibration = LabelCalibration.fit(kept(outputs["valid"], unseen), "valid", precision)
+        self.names, self.outputs, self.unseen = names, outputs, unseen.get("valid")
+        self.calibration = LabelCalibration.fit(kept(outputs["valid"], self.unseen), "valid", precision)
         self.calibrated = {split: self.calibration.apply(out) for split, out in outputs.items()}
         self.assessments = {
-            split: assess_labels(out, self.calibration, cross_fitted=split == "valid", fitting=fitting(split, unseen))
+            split: assess_labels(out, self.calibration, cross_fitted=split == "valid", unseen=unseen.get(split))
             for split, out in outputs.items()
         }
         self.figures: dict[str, Headline] = {

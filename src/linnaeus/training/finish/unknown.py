@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -167,7 +168,8 @@ def with_thumbnails(
 
     train = small(Subset(prepared.samples["train"].rows, features.images), features.labels)
     splits = {split: small(prepared.samples[split].rows, out.labels) for split, out in outputs.items()}
-    chosen = balanced_sample(outputs["valid"].labels, SAMPLE)
+    unseen = np.flatnonzero(prepared.unseen.get("valid", np.ones(len(near), bool)))
+    chosen = unseen[balanced_sample(outputs["valid"].labels[unseen], SAMPLE)]
     valid, labels = splits["valid"][chosen], outputs["valid"].labels[chosen]
     thumbnails = choose_thumbnails(train, features.labels, valid, labels, near[chosen])
     if thumbnails is None:
@@ -187,14 +189,16 @@ def recognition(
     calibrated: dict[str, Outputs],
     temperature: float,
     classes: tuple[str, ...],
-    unseen: np.ndarray | None = None,
+    unseen: Mapping[str, np.ndarray],
 ) -> Recognition:
     """Thresholds, and what they accept of each split; classes are left out in turn.
 
-    Validation chooses the thresholds, or its `unseen` (n,) bool. Where these are too few, and the features were not
-    trained on the training images, cross-validated training images choose as well.
+    Validation chooses the thresholds. Where it has too few images, and the features were not trained on the training
+    images, cross-validated training images choose as well. `unseen`, (n,) bool by split, are the images that count,
+    where not all do.
     """
-    valid = calibrated["valid"] if unseen is None else calibrated["valid"].take(unseen)
+    calibrated = {split: out.take(unseen[split]) if split in unseen else out for split, out in calibrated.items()}
+    valid = calibrated["valid"]
     thresholds = choose_thresholds(valid.distances, valid.confidence)
     if thresholds.few and thumbnails is None and features is not None and not features.trained:
         thresholds = cross_validated_thresholds(features.values, features.labels, features.groups, temperature, valid)

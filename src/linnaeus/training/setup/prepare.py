@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from linnaeus.cache import default_cache
-from linnaeus.check.inspection import Inspection, inspect, unseen_validation
+from linnaeus.check.inspection import Inspection, inspect, unseen_images
 from linnaeus.console import Console, counted
 from linnaeus.data.images.bitdepth import used_bits
 from linnaeus.data.sources import refuse_inside
@@ -82,13 +82,16 @@ class Prepared:
     """How the run differs from the one that it is derived from."""
 
     @cached_property
-    def unseen(self) -> np.ndarray | None:
-        """(n,) bool: the validation images that choose the model and fit its thresholds; None: all.
+    def unseen(self) -> dict[str, np.ndarray]:
+        """Split -> (n,) bool: the validation images that choose the model and fit its thresholds, and the test images
+        that measure these; absent where all do.
 
         First used by all ranks at once, as a collective operation has to be.
         """
-        images, leaked = self.samples["valid"].kept(self.table.where("valid")), self.inspection.leaked
-        return self.engine.broadcast(lambda: unseen_validation(leaked, images, self.console))
+        images = {
+            split: self.samples[split].kept(self.table.where(split)) for split in self.samples if split != "train"
+        }
+        return self.engine.broadcast(lambda: unseen_images(self.inspection.leaked, images, self.console))
 
 
 def plan_run(request: Request, engine: Engine, console: Console) -> Plan | Path:
