@@ -664,8 +664,9 @@ def test_a_threshold_for_another_error_is_read_from_the_curve_and_not_stored(her
     assert "so that at most 60 % of the answers are wrong" in said.out
     assert (here / "run" / "model.safetensors").read_bytes() == before
     said = say("evaluate", "run", "idx", "--split", "valid")
-    assert said.err.count("\n") == 1
+    assert said.err.count("\n") == 2
     assert "selected and calibrated on these images" in said.err
+    assert "images are below 48 pixels" in said.err
     assert "cross-fitted in five folds" in said.out
 
 

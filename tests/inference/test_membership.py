@@ -140,6 +140,22 @@ def test_the_images_that_selected_a_stopped_model(
     assert f"left out; the model was {used} on the other 12: these scores are slightly optimistic\n" in said
 
 
+SMALL = "images are below 48 pixels: only exact copies of training images were searched for among them"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_nobody_claims_to_have_looked_for_altered_copies_of_small_images(recorded: bool, place: Path, say):
+    if not recorded:
+        network, about = read_model(place / "run" / "model.safetensors")
+        del about.data["perceptual"]
+        write_model(place / "run" / "model.safetensors", network.state_dict(), about)
+    _, said = evaluated(say, place, place / "run", place / "noise")
+    assert said.count(f"warning: 12 of these 12 {SMALL}, not altered ones\n") == 1
+    assert SMALL not in evaluated(say, place, place / "run", place / "noise", "--split", "train")[1]
+    with pytest.warns(UserWarning, match=SMALL):
+        linnaeus.load(place / "run").evaluate(place / "noise")
+
+
 def added(folder: Path) -> tuple[Path, int]:
     noise(folder / "noise" / "a" / "new.bmp", NEW)
     return folder / "noise", 1
@@ -232,8 +248,8 @@ def test_only_new_images(place: Path, say, tmp_path: Path):
     write_images(tmp_path / "new", CLASSES, each=3)
     found, said = evaluated(say, place, place / "run", tmp_path / "new")
     assert found["all"]["n"] == 6
-    assert all("no threshold keeps" in line for line in said.splitlines()), (
-        "this model of noise answers nothing; no other warning"
+    assert all("no threshold keeps" in line or SMALL in line for line in said.splitlines()), (
+        "this model of noise answers nothing, and the images are small; no other warning"
     )
 
 
@@ -424,6 +440,7 @@ def test_altered_copies_of_training_images_are_found_by_their_pixels(
     found, said = evaluated(say, place, run, tmp_path / "new")
     assert "without_leaks" not in found["all"]
     assert "has no perceptual hashes of its training images: altered copies of them" in said
+    assert "pixels" not in said
     # In Python nobody else needs the statistics, so only one part of the images is decoded to decide that.
     decoded = []
 

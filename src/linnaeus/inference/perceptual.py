@@ -205,13 +205,16 @@ class AlteredCopies:
                 which = np.flatnonzero((images.of_run == part) & (part != "train"))
                 found |= hashes.copies(statistics, rank, {} if membership is None else membership.hashes, which)
             if hashes.windows or not hashable(statistics.rows).any():
-                return cls(found, "")
+                return cls(found, _too_small(statistics.rows))
         # The note needs one image of which copies could be recognized, so most are not decoded for it.
-        parts = (
-            np.arange(start, min(start + LOOKED_AT, len(measured))) for start in range(0, len(measured), LOOKED_AT)
-        )
-        if not any(hashable(statistics_of_table(measured.select(part)).rows).any() for part in parts):
-            return cls(found, "")
+        parts = []
+        for start in range(0, len(measured), LOOKED_AT):
+            part = np.arange(start, min(start + LOOKED_AT, len(measured)))
+            parts.append(statistics_of_table(measured.select(part)).rows)
+            if hashable(parts[-1]).any():
+                break
+        else:
+            return cls(found, _too_small(np.concatenate(parts)))
         why = "has no perceptual hashes of" if known is None else "has too many images of training to hold hashes of"
         note = (
             f"the model file {why} its training images: altered copies of them (scaled, encoded again, cropped) "
@@ -223,9 +226,19 @@ class AlteredCopies:
     def warning(self) -> str:
         """For figures that count them."""
         n = int(self.found.sum())
-        return self.note or (
+        if not n:
+            return self.note
+        return (
             f"{n:,} of {counted(len(self.found), 'image')} look like altered copies of images of the run: these scores "
             "are optimistic; `linnaeus evaluate` also gives them without these images"
-            if n
-            else ""
         )
+
+
+def _too_small(rows: np.ndarray) -> str:
+    """A note where images, by their statistics (n,), are too small for altered copies to be recognized; else empty."""
+    if not (n := int((np.minimum(rows["height"], rows["width"]) < MIN_SIDE).sum())):
+        return ""
+    return (
+        f"{n:,} of these {len(rows):,} images are below {MIN_SIDE} pixels: only exact copies of training images were "
+        "searched for among them, not altered ones"
+    )
