@@ -330,3 +330,19 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     write_images(tmp_path / "data" / "test", ("new",), each=1)
     with pytest.raises(UserError, match="does not know 'new'; the source lacks '1', which the model knows; rename"):
         classifier.evaluate(tmp_path / "data", "test")
+
+
+def test_display_names_of_a_source_that_contradict_the_model_are_not_ignored(classifier: Classifier, tmp_path: Path):
+    data = write_images(tmp_path / "data", ("0", "1"), each=2)
+
+    def call(**names: str) -> None:
+        (data / "cat_to_name.json").write_text(json.dumps({key[1:]: value for key, value in names.items()}))
+
+    call(_0="Name of 0", _1="NAME-OF_1")
+    assert classifier.images(data).called_differently == ""
+    call(_0="零", _1="name of 1")
+    warning = "class '0' is '零' here and 'name of 0' in the model: matched by class, not by display name"
+    assert warning in " ".join(classifier.images(data).notes())
+    call(_0="name of 1", _1="name of 0")
+    with pytest.raises(UserError, match="'0' is 'name of 1', which is class '1' of the model; its '0' is 'name of 0'"):
+        classifier.evaluate(data)

@@ -15,6 +15,7 @@ from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.batches import Rows
 from linnaeus.data.class_names import listed
+from linnaeus.data.display_names import stem
 from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_frame
@@ -66,6 +67,8 @@ class LabeledImages:
     """Images that were asked for and chose the model, kept apart."""
     unfinished: bool = False
     """Whether the training of the model was stopped before its end."""
+    called_differently: str = ""
+    """Classes that the source shows under another name than the model."""
 
     @property
     def selected_on(self) -> bool:
@@ -101,6 +104,8 @@ class LabeledImages:
             lines.append(f"{left_out}; {n:,} are measured")
         elif chosen:
             lines.append(f"the model was {used} on these images: {optimistic}")
+        if self.called_differently:
+            lines.append(self.called_differently)
         if self.contradicting:
             lines.append(
                 f"{self.contradicting:,} of {n:,} images have an exact copy with a different label, so one of the "
@@ -180,12 +185,14 @@ def load_labeled_images(about: ModelFile, path: Path, source: Any, split: str | 
     known = recognize(about, path, source)
     name = known.table.source
     _check_classes(about, name, known.table.classes)
+    called = _called_differently(about, name, known.table)
     chosen = select(known, split, name)
     images = _decode(about, known, chosen.split, chosen.measured, name)
     apart = None
     if len(chosen.validation):
         apart = _decode(about, known, "valid", chosen.validation, name)
-    return replace(images, recognized_by=known.basis, total=chosen.total, training=chosen.training, validation=apart)
+    images = replace(images, recognized_by=known.basis, total=chosen.total, training=chosen.training)
+    return replace(images, validation=apart, called_differently=called)
 
 
 def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarray, source: str) -> LabeledImages:
@@ -252,3 +259,30 @@ def _check_classes(about: ModelFile, source: str, classes: tuple[str, ...]) -> N
         f"{source}: the model does not know {listed(unknown, 20)}{did_you_mean(unknown[0], about.classes)}{others}; "
         "rename the classes that are the same, and leave out the others"
     )
+
+
+def _called_differently(about: ModelFile, source: str, table: Table) -> str:
+    """One line if the source shows classes under other names than the model; else "".
+
+    Raises UserError if a class of the source has the display name of another class of the model: its figures would be
+    those of wrong labels.
+    """
+    ours = dict(zip(about.classes, about.names, strict=True))
+    owners = {stem(shown): name for name, shown in ours.items()}
+    differing = []
+    for name, shown in zip(table.classes, table.names, strict=True):
+        # A class without a display name is shown under its own, which contradicts nothing.
+        if stem(shown) in (stem(ours[name]), stem(name)) or stem(ours[name]) == stem(name):
+            continue
+        other = owners.get(stem(shown), name)
+        if other != name:
+            raise UserError(
+                f"{source}: its class {name!r} is {shown!r}, which is class {other!r} of the model; its {name!r} is "
+                f"{ours[name]!r}: name the classes of the source as the model does"
+            )
+        differing.append(f"{name!r} is {shown!r} here and {ours[name]!r} in the model")
+    if not differing:
+        return ""
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    shown = ", ".join(differing[:3]) + more
+    return f"class {shown}: matched by class, not by display name; check that both mean the same"
