@@ -12,6 +12,8 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from linnaeus.errors import UserError
 from linnaeus.metrics.mcnemar import McNemar
+from linnaeus.metrics.multilabel import compute_label_metrics
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.runs.compare import compare_runs
 from linnaeus.runs.label_predictions import LabelPredictionRow, write_label_predictions
 from linnaeus.runs.layout import PREDICTIONS
@@ -62,7 +64,11 @@ def test_figures_and_tests_are_those_of_the_predictions(tmp_path: Path):
     low, high = record["pairs"][0]["map_difference_ci95"]
     assert low < record["pairs"][0]["map_difference"] == record["runs"][1]["map"] - record["runs"][0]["map"] < high
     assert low > 0, "the better run is better on nearly all resamples"
+    outputs = Outputs(labels, np.log(found["x"] / (1 - found["x"])))
+    evaluated = compute_label_metrics(outputs, found["x"] >= 0.5)["map"].ci95
+    assert record["runs"][0]["map_ci95"] == pytest.approx(evaluated, abs=1e-9), "the interval of `evaluate`"
     text = comparison.render()
+    assert "by thresholds that were chosen on these images" in text
     assert "y is better" in text
     assert "differences of mAP (interval: paired bootstrap)" in text
 

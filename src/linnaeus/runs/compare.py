@@ -50,10 +50,8 @@ class MeasuredLabels:
     maps: np.ndarray = field(repr=False)
     """(resamples,) the mean average precision on the same resamples for every run; empty if they would take too
     long."""
-
-    @property
-    def map_ci95(self) -> tuple[float, float] | None:
-        return percentile_interval(self.maps, self.figures.groups)
+    map_ci95: tuple[float, float] | None
+    """That of `linnaeus evaluate` on the same images."""
 
 
 def measure_labels(
@@ -68,7 +66,8 @@ def measure_labels(
     outputs = Outputs(true, np.log(probabilities / (1 - probabilities)), groups)
     drawn = resample(WeightedLabels(outputs, given))
     ece = calibration_error(probabilities.ravel(), true.ravel())
-    return MeasuredLabels(label_figures(outputs, given), ece, drawn.metrics.get("map", np.zeros(0)))
+    maps = drawn.metrics.get("map", np.zeros(0))
+    return MeasuredLabels(label_figures(outputs, given), ece, maps, drawn.interval("map"))
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,10 @@ class Comparison:
             head[1:4] = ["mAP", "95 % interval", "macro F1", "all labels right", "95 % interval", "images"]
         runs = align([head, *self._runs(names)], "<" + ">" * (len(head) - 1))
         lines = [f"{self.split}, {self.rows[0].n} images in common", *runs, ""]
+        if several and self.split == "valid":
+            # Those of other folds, by which `train` and `evaluate` decide, are not in predictions.csv.
+            note = "macro F1, all labels right: by thresholds that were chosen on these images (evaluate: on others)"
+            lines[-1:] = [note, ""]
         if several:
             lines += ["differences of mAP (interval: paired bootstrap)", *align(self._maps(names), "<>"), ""]
         test = "McNemar's exact test" + (", one trial per group" if self.grouped else "")
