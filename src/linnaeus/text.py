@@ -128,7 +128,12 @@ def _bounded(share: float, most: int, digits: int) -> str:
 
 def typeset_percent(share: float | None, digits: int = 0, *, exact: bool = False) -> str:
     """As `percent`, with the narrow no-break space of typography, for documents and drawings."""
-    return percent(share, digits, exact=exact).replace(" ", "\u202f")
+    return typeset(percent(share, digits, exact=exact))
+
+
+def typeset(text: str) -> str:
+    """`text` with a narrow no-break space before each percent sign, so that no line of a document begins with one."""
+    return re.sub(r"(?<=[0-9]) %", "\u202f%", text)
 
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")

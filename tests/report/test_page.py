@@ -299,7 +299,7 @@ def test_leaks_are_mentioned_before_the_figures(run: Path):
     metrics["valid"]["without_leaks"] = None
     path.write_text(json.dumps(metrics))
     page = page_of(run)
-    said = "Without these images the accuracy is 66.7\u202f% (6 of 9, 95 % interval 35.4\u202f% to 87.9\u202f%)."
+    said = "Without these images the accuracy is 66.7\u202f% (6 of 9, 95\u202f% interval 35.4\u202f% to 87.9\u202f%)."
     assert page.index(said) < page.index('id="figures"')
     assert "no images are left without them" in page
 

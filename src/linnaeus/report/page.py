@@ -25,7 +25,7 @@ from linnaeus.runs.layout import EVALUATION, REPORT
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.penalties import held_out_text
 from linnaeus.runs.reader import RunContents, read_run
-from linnaeus.text import page_templates, policy_source, typeset_percent
+from linnaeus.text import page_templates, policy_source, typeset, typeset_percent
 from linnaeus.theme import style_sheet
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def _values(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         "fingerprint": run.metrics.get("fingerprint", ""),
     }
     # Last: only now it is known which of the images that are shown have changed.
-    return values | {"notes": _notes(run, images)}
+    return values | {"notes": list(map(typeset, _notes(run, images)))}
 
 
 def _curves(run: RunContents, best: int) -> list[Chart]:
