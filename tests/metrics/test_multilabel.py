@@ -160,6 +160,29 @@ def test_thresholds_on_the_images_that_chose_them_are_measured_across_folds():
     assert decisions.shape == (200, 3)
 
 
+def test_a_precision_that_few_images_show_is_called_an_estimate():
+    generator = np.random.default_rng(4)
+    y = generator.random((100, 6)) < 0.5
+    z = generator.normal(size=y.shape)  # the model knows nothing, yet some of its most confident answers are right
+    z[:, 0] = 8 * y[:, 0] - 4
+    calibration = LabelCalibration.fit(Outputs(y, z.astype(np.float32)), "valid", 0.9)
+    names = ("known", *"abcde")
+    given = calibration.decide(calibration.apply(Outputs(y, z.astype(np.float32))).probabilities)
+    (line,) = (line for line in calibration.lines(names) if "estimate" in line)
+    assert "the 95 % interval on valid includes less than 90.0 %" in line
+    lucky = [k for k in range(1, 6) if given[:, k].any()]
+    assert 1 <= len(lucky) <= 3
+    for k in lucky:
+        assert f"{names[k]} ({(given & y)[:, k].sum()} of {given[:, k].sum()} right)" in line
+    assert "known" not in line
+    stored = calibration.to_dict()
+    assert LabelCalibration.from_dict(stored, "x", 6).lines(names) == calibration.lines(names)
+    for row in stored["labels"]:  # a file of an earlier version
+        del row["given"], row["right"]
+    assert LabelCalibration.from_dict(stored, "x", 6).lines(names) == calibration.lines(names)[:-1]
+    assert not any("estimate" in line for line in LabelCalibration.fit(outputs(), "valid").lines(names[:5]))
+
+
 def test_a_stored_calibration_is_read_back_and_checked():
     out = outputs()
     calibration = LabelCalibration.fit(out, "valid", 0.999)

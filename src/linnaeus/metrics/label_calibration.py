@@ -20,6 +20,7 @@ import numpy as np
 
 from linnaeus.errors import UserError
 from linnaeus.metrics.calibration import FOLDS, MAX_SAMPLES, MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_SAMPLES
+from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.multilabel import UNCHOSEN
 from linnaeus.metrics.outputs import Outputs, sigmoid
 from linnaeus.metrics.stratification import stratified_label_folds
@@ -47,6 +48,9 @@ class LabelCalibration:
     """(labels,) float64: the label is given from this calibrated probability on; NEVER where no threshold does."""
     precision: float | None = None
     """The precision that the thresholds reach on validation; None: they maximize F1."""
+    given: np.ndarray | None = None
+    """(labels, 2) int64: how many validation images each threshold gives its label, and how many of these have it. None
+    where they maximize F1, and in files of an earlier version."""
 
     @classmethod
     def fit(cls, outputs: Outputs, split: str, precision: float | None = None) -> LabelCalibration:
@@ -56,7 +60,11 @@ class LabelCalibration:
         calibration = cls(split, n, fitted[:, 0], fitted[:, 1], np.full(count, UNCHOSEN), precision)
         probabilities = calibration.apply(outputs).probabilities
         chosen = [choose_threshold(probabilities[:, k], outputs.labels[:, k], precision) for k in range(count)]
-        return replace(calibration, thresholds=np.array(chosen))
+        if precision is None:
+            return replace(calibration, thresholds=np.array(chosen))
+        decisions = probabilities >= np.array(chosen)
+        given = np.stack([decisions.sum(0), (decisions & outputs.labels).sum(0)], 1)
+        return replace(calibration, thresholds=np.array(chosen), given=given)
 
     @classmethod
     def none(cls, count: int) -> LabelCalibration:
@@ -79,11 +87,30 @@ class LabelCalibration:
         never = [name for name, threshold in zip(names, self.thresholds, strict=True) if threshold >= NEVER]
         if never:
             lines.append(f"never given, since no threshold reaches the precision: {', '.join(never)}")
+        if self.precision is not None and self.given is not None:
+            lines += self._uncertain(names, self.precision, self.given)
         return lines
+
+    def _uncertain(self, names: Sequence[str], precision: float, given: np.ndarray) -> list[str]:
+        """One line that names the labels whose precision may be lower on other images; none if there is none."""
+        counts = [
+            (n, f"{name} ({right} of {n} right)", wilson(right, n))
+            for name, (n, right) in zip(names, given.tolist(), strict=True)
+        ]
+        found = sorted((n, text) for n, text, (low, _) in counts if n and low < precision)
+        if not found:
+            return []
+        # Those with the fewest images first: there the luckiest of many thresholds is most likely to be taken.
+        fewest = ", ".join(text for _, text in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        below = f"the 95 % interval on {self.split} includes less than {percent(precision)}"
+        return [f"only an estimate where {below}: {fewest}{more}"]
 
     def to_dict(self) -> dict[str, Any]:
         rows = zip(self.scale.tolist(), self.offset.tolist(), self.thresholds.tolist(), strict=True)
         labels = [{"scale": a, "offset": b, "threshold": t if t < NEVER else None} for a, b, t in rows]
+        if self.given is not None:
+            labels = [row | {"given": n, "right": k} for row, (n, k) in zip(labels, self.given.tolist(), strict=True)]
         return {"split": self.split, "n": self.n, "precision": self.precision, "labels": labels}
 
     @classmethod
@@ -91,6 +118,8 @@ class LabelCalibration:
         """The inverse of `to_dict`, for `count` labels. Raises UserError, naming the file `origin`."""
         try:
             rows = [(row["scale"], row["offset"], row["threshold"]) for row in values["labels"]]
+            counts = [(row.get("given"), row.get("right")) for row in values["labels"]]
+            given = None if (None, None) in counts else np.array(counts, np.int64).reshape(-1, 2)
             stored = np.array([(a, b, NEVER if t is None else t) for a, b, t in rows], np.float64).reshape(-1, 3)
             n, precision = int(values["n"]), values["precision"]
             split = str(values["split"])
@@ -103,9 +132,11 @@ class LabelCalibration:
         valid = valid and (scale >= 0.99 * MIN_SCALE).all() and (scale <= 1.01 * MAX_SCALE).all()
         valid = valid and (np.abs(offset) <= 1.01 * MAX_OFFSET).all()
         valid = valid and (thresholds >= 0).all() and ((thresholds <= 1) | (thresholds == NEVER)).all()
+        if given is not None:
+            valid = valid and ((given[:, 1] >= 0) & (given[:, 1] <= given[:, 0])).all()
         if not valid or not (precision is None or 0 < float(precision) < 1):
             raise UserError(f"{origin}: its calibration has values out of range for {count} labels; get a fresh copy")
-        return cls(split, n, scale, offset, thresholds, None if precision is None else float(precision))
+        return cls(split, n, scale, offset, thresholds, None if precision is None else float(precision), given)
 
 
 def fit_label(logits: np.ndarray, labels: np.ndarray, prior: float = PRIOR_SAMPLES) -> tuple[float, float]:
