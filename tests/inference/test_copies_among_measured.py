@@ -13,7 +13,6 @@ from scenes import write_scenes
 from tiny import write_images, write_recipe, write_tiny_model
 
 import linnaeus
-from linnaeus.console import Console
 from linnaeus.inference.perceptual import RunHashes
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.intervals import proportion_interval
@@ -79,17 +78,24 @@ def test_exact_copies_with_two_labels(tmp_path: Path, model: Path, say):
         linnaeus.load(model).evaluate(source)
 
 
-def test_copies_among_the_validation_images_of_a_run(tmp_path: Path):
+@pytest.mark.parametrize("altered", [False, True], ids=["exact", "altered"])
+def test_copies_among_the_validation_images_of_a_run(tmp_path: Path, altered: bool, say):
     for split, seed in (("train", 0), ("valid", 50)):
-        write_images(tmp_path / "images" / split, each=6, seed=seed)
-    for path in sorted((tmp_path / "images" / "valid").glob("*/*.png")):
-        shutil.copy(path, path.with_name(f"copy of {path.name}"))
-    recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1})
-    run = linnaeus.train(
-        tmp_path / "images", str(recipe), out=tmp_path / "run", console=Console(quiet=True), draw=False
-    )
-    metrics = json.loads((run.path / "metrics.json").read_text())
-    assert (metrics["valid"]["n"], metrics["valid"]["groups"]) == (36, 18)
+        write_scenes(tmp_path / "images" / split, each=9, seed=seed)
+    for path in sorted((tmp_path / "images" / "valid").glob("*/*.jpg")):
+        if altered:
+            with Image.open(path) as image:
+                image.save(path.with_name(f"copy of {path.name}"), quality=70)
+        else:
+            shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    recipe, run = write_recipe(tmp_path / "r.toml", {"epochs": 1}), tmp_path / "run"
+    said = say("train", tmp_path / "images", "--recipe", recipe, "--out", run)
+    assert "valid 36 (18 different images)" in said.out
+    valid = json.loads((run / "metrics.json").read_text())["valid"]
+    assert (valid["n"], valid["groups"]) == (36, 18)
+    assert say("evaluate", run, tmp_path / "images", "--json", tmp_path / "e.json").status == 0
+    found = json.loads((tmp_path / "e.json").read_text())["valid"]
+    assert (found["groups"], found["accuracy_ci95"]) == (18, valid["accuracy_ci95"])
 
 
 def test_other_shares_of_the_classes_are_warned_of(tmp_path: Path, model: Path, say):

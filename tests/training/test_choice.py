@@ -146,3 +146,21 @@ def test_it_is_said_when_the_recipe_is_resolved(capsys: pytest.CaptureFixture[st
     request = Request(photographs(), "scratch", weights="resnet18-torchvision-v1")
     resolve_recipe(request, Console())
     assert "overwrites much of resnet18-torchvision-v1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "warning"),
+    [
+        ("phase.1.lr", 1000.0, "phase 1: lr = 1000 is above 1, where training with adam"),
+        ("phase.1.lr", 1.0, ""),
+        ("data.size", 3, "size = 3: hardly anything is visible in 3 x 3 pixels"),
+        ("data.size", 8, ""),
+    ],
+)
+def test_values_that_hardly_ever_work_are_warned_of(
+    key: str, value: float, warning: str, capsys: pytest.CaptureFixture[str]
+):
+    resolve_recipe(Request(photographs(), "digits", settings={key: value}), Console())
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(warning)
+    assert warning in said

@@ -222,6 +222,16 @@ def test_auxiliary_heads_are_not_in_the_model_file(tmp_path: Path):
     assert about.recipe["model"]["arguments"]["aux"] is True  # the recipe repeats the run, with auxiliary heads
 
 
+@pytest.mark.usefixtures("undrawn_runs")
+def test_a_batch_above_the_number_of_images(idx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = str(write_recipe(tmp_path / "r.toml", {"epochs": 1, "batch": 5000}))
+    run = linnaeus.train(idx, recipe, out=tmp_path / "run", console=Console())
+    said = capsys.readouterr().out
+    assert "1 epoch of 1 step; batch (108, 1, 28, 28) float32; batch = 5,000 exceeds the 108 images, so each" in said
+    assert "micro-batches" not in said
+    assert json.loads((run.path / "metrics.json").read_text())["micro_batch"] == {"phase 1": 108}
+
+
 def stopping(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C after epoch `after` has been recorded."""
     add = RunFolder.add

@@ -147,7 +147,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         if engine.is_main:
             write_split(table, folder.file(SPLIT), contents)
             inspection = _inspect(table, folder, unreadable, lineage, request.strict, console, statistics)
-    keep_together(table, samples["train"], engine.broadcast(lambda: inspection.copies))
+    keep_together(table, samples, engine.broadcast(lambda: inspection.copies))
     if recipe.data.normalize == "data":
         preprocessing = engine.broadcast(lambda: measure_normalization(samples["train"], preprocessing))
     engine.broadcast(lambda: _record_identity(identity, earlier, samples, table, contents, folder))

@@ -21,6 +21,8 @@ from linnaeus.recipe.keys import refuse_twice
 from linnaeus.training.setup.choice import choose_recipe, training_conflict
 from linnaeus.training.setup.request import Request
 
+SMALLEST = 8  # pixels: the side of the digits of scikit-learn
+LARGEST_RATE = {"sgd": 100.0, "adam": 1.0, "adamw": 1.0}
 WHY = "needs one label per image, and these images may have several (data.task = multi-label)"
 
 
@@ -44,9 +46,25 @@ def resolve_recipe(request: Request, console: Console) -> tuple[Recipe, Table]:
         if request.recipe is not None:
             raise
         raise UserError(f"{without_recipe(error, str(recipe))} (recipe {recipe} was chosen for these images)") from None
+    for line in unlikely_values(resolved):
+        console.warn(line)
     if table is None:
         table = _open_table(request, resolved.data.model_dump())
     return for_task(resolved, table, console), table
+
+
+def unlikely_values(recipe: Recipe) -> list[str]:
+    """Lines about values with which hardly any network learns: mistyped, or meant for something else."""
+    size, lines = recipe.data.size, []
+    if size < SMALLEST:
+        lines.append(f"size = {size}: hardly anything is visible in {size} x {size} pixels; raise it (--size 32)")
+    for number, phase in enumerate(recipe.phase, 1):
+        if isinstance(phase.lr, float) and phase.lr > (limit := LARGEST_RATE[phase.optimizer]):
+            lines.append(
+                f"phase {number}: lr = {phase.lr:g} is above {limit:g}, where training with {phase.optimizer} almost "
+                f"always diverges; lower it (--set phase.{number}.lr=1e-3)"
+            )
+    return lines
 
 
 def refuse_split_settings(settings: Mapping[str, Any] | None, recipe: Recipe, table: Table) -> None:

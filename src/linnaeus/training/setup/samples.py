@@ -69,14 +69,20 @@ def load_samples(
     return samples, unreadable, contents
 
 
-def keep_together(table: Table, train: Samples, copies: np.ndarray | None) -> None:
-    """Note the groups of training images for cross-validation; `copies` (n,) are numbers that copies in a table share.
+def keep_together(table: Table, samples: dict[str, Samples], copies: np.ndarray | None) -> None:
+    """Note which images are copies; `copies` (n,) are numbers that copies in a table share, altered ones too.
 
-    A head that has seen a copy would be evaluated on what it knows, and so would its penalty.
+    Of training images for cross-validation: a head that has seen a copy would be evaluated on what it knows, and so
+    would its penalty. Of the others for intervals: five copies of a photo are not five independent images.
     """
-    kept = train.kept(table.where("train"))
-    # Counted from 1, because 0 is no copy of others.
-    train.folds = train.groups if copies is None else with_copies(train.groups, copies[kept] + 1)
+    for split, part in samples.items():
+        # Counted from 1, because 0 is no copy of others.
+        numbers = None if copies is None else copies[part.kept(table.where(split))] + 1
+        groups = part.groups if numbers is None else with_copies(part.groups, numbers)
+        if split == "train":
+            part.folds = groups
+        else:
+            part.groups = groups
 
 
 def _refuse_missing(table: Table, train: Samples) -> None:

@@ -56,13 +56,14 @@ class Tuning:
         phase, world_size = run.phase, self.engine.world_size
         batch = next(iter(run.train.batches.epoch())).part(0, PROBED)
         x = run.train.prepare(batch, 0)
-        local_batch = -(-phase.batch // world_size)
+        whole_batch = min(phase.batch, run.train.batches.samples)
+        local_batch = -(-whole_batch // world_size)
         # With synchronized BatchNorm a micro-batch is what all processes run at once, otherwise what each of them runs.
         shared_by = world_size if is_synced(phase, self.engine) else 1
         cost = self.engine.broadcast(lambda: measure_cost(run.net, run.stages, x))
         # A resumed run keeps its micro-batch, on which BatchNorm depends, even if more memory is free now.
         known = phase.micro_batch or self.recorder.tuned.micro.get(str(run.number), 0)
-        run.whole_micro_batch = known or cost.micro_batch(phase.batch, free_memory(self.engine.device))
+        run.whole_micro_batch = known or cost.micro_batch(whole_batch, free_memory(self.engine.device))
         if known:
             micro_batch = min(-(-known // shared_by), local_batch)
         else:
@@ -71,7 +72,7 @@ class Tuning:
                 free //= self.engine.local_world_size  # the processes of a machine share its memory
             micro_batch = cost.micro_batch(local_batch, min(self.engine.all_gather(free)))
         run.micro_batch = micro_batch
-        self.recorder.record(self.recorder.tuned.micro, run.number, min(micro_batch * shared_by, phase.batch))
+        self.recorder.record(self.recorder.tuned.micro, run.number, min(micro_batch * shared_by, whole_batch))
         self._announce(run, x, "" if micro_batch >= local_batch else f" in micro-batches of {micro_batch}")
         return cost
 
@@ -129,6 +130,8 @@ class Tuning:
         work = f"{counted(phase.epochs, 'epoch')} of {counted(len(batches), 'step')}"
         shape, dtype = (min(phase.batch, batches.samples), *x.shape[1:]), str(x.dtype).removeprefix("torch.")
         per_process = f", {-(-phase.batch // world_size)} for each process" if world_size > 1 else ""
+        if phase.batch > batches.samples:
+            division += f"; batch = {phase.batch:,} exceeds the {batches.samples:,} images, so each step takes all"
         self.console.say(f"  {trained:,} trained parameters, {work}; batch {shape} {dtype}{per_process}{division}")
         if world_size > 1 and differs_by_process(run.net.model, run.stages, phase.norms):
             self.console.say(
