@@ -176,18 +176,29 @@ def test_answers_count_while_somebody_has_half_edited_the_csv(tmp_path: Path):
     assert not store.problem
 
 
-@pytest.mark.parametrize("left", [None, b""])
+@pytest.mark.parametrize("left", [None, b"", b"longer"])
 def test_a_journal_that_is_removed_in_use_is_read_again_before_it_goes_on(tmp_path: Path, left: bytes | None):
     store = store_of(tmp_path)
     store.answer([Answer("a.jpg", "rose")])
     store.answer([Answer("b.jpg", "tulip")])
+    records = list(store.journal.records)
     store.journal.path.unlink()
-    if left is not None:
+    if left == b"longer":
+        other = Journal.open(store.journal.path)
+        for i in range(5):
+            other.append([Answer(f"{i}.jpg", "lily")])
+        left = store.journal.path.read_bytes()
+    elif left is not None:
         store.journal.path.write_bytes(left)
-    with pytest.raises(DiskError, match=r"journal: was removed or cut while it was in use; stop and start"):
+    lost = r"journal: was removed, cut or replaced while it was in use; stop and start"
+    with pytest.raises(DiskError, match=lost):
         store.answer([Answer("c.jpg", "rose")])
-    with pytest.raises(DiskError, match="was removed or cut"):
+    with pytest.raises(DiskError, match=lost):
         store.undo(0)
+    assert not store.journal.refresh()
+    assert store.journal.records == records, "no line of the other file was read as an answer of this one"
+    assert (store.journal.path.read_bytes() if store.journal.path.exists() else None) == left
+    store.journal.path.unlink(missing_ok=True)
     again = store_of(tmp_path)
     assert again.answer([Answer("c.jpg", "rose")]) == 1
     assert current(again) == shown(again) == {"a.jpg": "rose", "b.jpg": "tulip", "c.jpg": "rose"}

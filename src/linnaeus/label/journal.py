@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from linnaeus.errors import DiskError, UserError
 from linnaeus.files import disk_errors, locked, sync
@@ -97,6 +97,9 @@ class Journal:
     _named: dict[str, int] = field(default_factory=dict)
     """Class -> number of the record that named it first."""
     _offset: int = 0
+    """Bytes that were read."""
+    _end: bytes = b""
+    """The last line that was read."""
     _depth: int = 0
     """How often this process holds the lock of the file, which cannot be taken twice."""
     _mutex: threading.RLock = field(default_factory=threading.RLock)
@@ -131,7 +134,8 @@ class Journal:
         with self._mutex:
             try:
                 with self.path.open("rb") as file:
-                    file.seek(self._offset)
+                    if not self._continues(file):
+                        return False
                     text = file.read()
             except FileNotFoundError:
                 return False
@@ -140,6 +144,7 @@ class Journal:
             if not whole:
                 return False
             self._offset += len(whole) + 1
+            self._end = whole.rpartition(b"\n")[2] + b"\n"
             for line in whole.split(b"\n"):
                 self._read_line(line)
             return True
@@ -147,7 +152,7 @@ class Journal:
     def append(self, answers: Sequence[Answer], classes: Sequence[str] = (), undoes: int | None = None) -> int:
         """Write an action to the disk. Returns the number of its record.
 
-        Raises DiskError if the disk is full, or somebody has removed what was written before.
+        Raises DiskError if the disk is full, or somebody has removed or replaced what was written before.
         """
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         record = Record(time, tuple(answers), tuple(name for name in classes if name not in self.classes), undoes)
@@ -156,12 +161,14 @@ class Journal:
             # The checksum finds lines that a crash has torn or a disk has damaged.
             line = b"%08x %b\n" % (zlib.crc32(body), body)
             new = not self.path.exists()
-            if (0 if new else self.path.stat().st_size) < self._offset:
-                # In a new file, the answer would be shown nowhere, and have the number of an earlier one.
-                raise DiskError(f"{self.path}: was removed or cut while it was in use; stop and start labelling again")
+            if self._offset and new:
+                raise self._lost()
             # O_APPEND: two processes never overwrite each other's lines.
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
+                with open(handle, "rb", closefd=False) as file:
+                    if not self._continues(file):
+                        raise self._lost()
                 end = os.fstat(handle).st_size
                 if end > self._offset:  # a killed process has left a part of a line
                     line = b"\n" + line
@@ -174,6 +181,17 @@ class Journal:
                 sync(self.path.parent)
             self.refresh()
             return len(self.records) - 1
+
+    def _continues(self, file: BinaryIO) -> bool:
+        """Whether a file holds what was read, and ends there or goes on: the last line, with its time, stands there."""
+        file.seek(self._offset - len(self._end))
+        return file.read(len(self._end)) == self._end
+
+    def _lost(self) -> DiskError:
+        """In another file, an answer would be shown nowhere, and have the number of an earlier one."""
+        return DiskError(
+            f"{self.path}: was removed, cut or replaced while it was in use; stop and start labelling again"
+        )
 
     def undo(self, number: int) -> list[str]:
         """Take back record `number` for the images about which nobody has answered since. Returns these images.
