@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
+import tarfile
 import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save
 
 from linnaeus.data import download
 from linnaeus.data.archives.remote import fetch_range
@@ -355,6 +364,52 @@ def test_a_body_of_unknown_size_is_bounded(server: Server, tmp_path: Path, monke
     with pytest.raises(FetchError, match=f"sends more than {len(BODY) - 1} bytes"):
         fetch(server.url("x"), tmp_path / "x")
     assert not list(tmp_path.glob("*.part"))
+
+
+def packed(kind: str) -> bytes:
+    """A file of a format that tells where it ends."""
+    numbers, stream = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), io.BytesIO()
+    if kind in ("jpeg", "png"):
+        Image.fromarray(numbers).save(stream, kind)
+    elif kind == "safetensors":
+        return save({"a": numbers, "b": numbers[:9].copy()})
+    elif kind in ("gz", "bz2", "xz"):
+        return {"gz": gzip, "bz2": bz2, "xz": lzma}[kind].compress(numbers.tobytes())
+    elif kind == "zip":
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a", numbers.tobytes())
+    elif kind == "parquet":
+        table = pytest.importorskip("pyarrow").table({"a": numbers.ravel()})
+        pytest.importorskip("pyarrow.parquet").write_table(table, stream)
+    else:
+        with tarfile.open(fileobj=stream, mode="w:gz" if kind == "tgz" else "w") as tar:
+            for name in "ab":
+                member = tarfile.TarInfo(name)
+                member.size = numbers.nbytes
+                tar.addfile(member, io.BytesIO(numbers.tobytes()))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "safetensors", "gz", "bz2", "xz", "zip", "parquet", "tar", "tgz"])
+def test_without_length_and_checksum_the_format_tells_that_an_answer_was_cut_short(
+    kind: str, server: Server, tmp_path: Path
+):
+    whole = packed(kind)
+    for k, share in enumerate((0.3, 0.6, 0.95)):
+        name = f"{k}.{kind}"
+        length = len(whole.rstrip(b"\0"))  # tar adds blocks that nobody needs
+        server.files[name], server.ways[name] = whole[: int(share * length)], {"no length", "no ranges"}
+        with pytest.raises(FetchError, match=r"the connection ended after \d+ bytes, in the middle of the file"):
+            fetch(server.url(name), tmp_path / name)
+        assert not (tmp_path / name).exists()
+    server.files["x"], server.ways["x"] = whole, {"no length"}
+    assert fetch(server.url("x"), tmp_path / "x").read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", [b"", b"path,label\n", b"BZ is no archive", b'12345678{"a": 1}', BODY])
+def test_a_format_without_an_end_is_taken_as_it_comes(text: bytes, server: Server, tmp_path: Path):
+    server.files["x"], server.ways["x"] = text, {"no length"}
+    assert fetch(server.url("x"), tmp_path / "x").read_bytes() == text
 
 
 class Drip:

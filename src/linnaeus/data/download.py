@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
+from linnaeus.data.wanted import Wanted, is_cut_short
 from linnaeus.environment import mirrored, offline
 from linnaeus.errors import DiskError, JobError, next_step, one_line
 from linnaeus.files import FULL, locked
@@ -76,31 +76,6 @@ class _Part:
 
     def size(self) -> int:
         return self.file.seek(0, os.SEEK_END)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to arrive."""
-
-    destination: Path
-    sha256: str | None
-    md5: str | None
-    size: int | None
-    bearer: tuple[str, str] | None = None
-    """(address, token): what is sent to that address, and to no other host it redirects to."""
-
-    def fault(self, path: Path) -> str | None:
-        """What is wrong with the file at `path`; None if it is what was published."""
-        size = path.stat().st_size
-        if self.size is not None and size != self.size:
-            return f"{size} bytes instead of {self.size}"
-        for name, expected in (("sha256", self.sha256), ("md5", self.md5)):
-            if expected is not None:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, name).hexdigest()
-                if not digest.startswith(expected.lower()):
-                    return f"{name} {digest} instead of {expected}"
-        return None
 
 
 def fetch(
@@ -254,6 +229,9 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
                 progress(done, total or wanted.size)
         if total is not None and done < total:
             raise _DroppedError(f"the connection ended after {done} of {total} bytes")
+        part.file.flush()
+        if total is None and wanted.is_unknown and is_cut_short(Path(part.file.name)):
+            raise _DroppedError(f"the connection ended after {done} bytes, in the middle of the file")
 
 
 def _total(response: http.client.HTTPResponse, start: int) -> int | None:
