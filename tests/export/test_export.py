@@ -26,6 +26,7 @@ from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.export.sample_images import collect_samples, split_calibration
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.inputs import expand
+from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.exports import EXPORTS, fastest
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES, file_digest
 from linnaeus.modelfile.safetensors import ModelFile, read_header, read_model, write_model
@@ -39,6 +40,16 @@ pytest.importorskip("onnxscript")
 
 CLASSES = ("0", "1", "2")
 QUIET = Console(quiet=True)
+
+
+def test_an_answer_that_becomes_unsure_is_counted_although_the_class_is_the_same():
+    logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.55, 0.45], [0.9, 0.1]])
+    rounded = np.log([[0.65, 0.35], [0.8, 0.2], [0.75, 0.25], [0.95, 0.05]])
+    labels = np.zeros(4, np.int64)
+    found = gate.Comparison.of(Outputs(labels, logits), Outputs(labels, rounded), threshold=0.7)
+    assert (found.differing, found.unsure) == (0, 2)
+
+
 EARLIER = b"\x0a\x06sha256\x12\x40" + b"0" * 64  # the checksum in the metadata of an export
 
 
@@ -308,8 +319,11 @@ def test_the_command_prints_the_table_and_the_file(run: Path, data: Path, tmp_pa
     (row,) = [line for line in lines if line.startswith("written")]
     assert "15 of 15" in row
     assert row.endswith("float32")
+    unsure = re.search(r"^unsure +(\d+) of 15 images become sure or unsure$", output.out, re.MULTILINE)
+    assert unsure is not None
+    assert unsure[1] == "0"
     explained = [line.split("  ")[0] for line in lines[lines.index("", 2) :]]
-    assert {"same answer", "probabilities", "speed"} <= set(explained), "every column is explained"
+    assert {"same class", "probabilities", "unsure", "speed"} <= set(explained), "every column is explained"
     assert (
         say("predict", out, data / "valid" / "0").out
         == say("predict", run / "model.safetensors", data / "valid" / "0").out

@@ -240,6 +240,7 @@ def test_the_gate_compares_labels_at_their_thresholds():
     export = Outputs(y, np.array([[2.0, -2.0], [2.0, 3.0], [2.0, -2.0], [2.0, -0.01]]))
     found = Comparison.of(original, export, np.array([0.5, 0.5]))
     assert (found.differing, found.clearly, found.n) == (2, 1, 4)
+    assert found.unsure is None
     assert found.largest > 0.8
 
 

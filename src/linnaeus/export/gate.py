@@ -38,10 +38,17 @@ class Comparison:
     accuracy: float
     original_accuracy: float
     paired: McNemar
+    unsure: int | None = None
+    """Number of images for which only one of the two is unsure; None with several labels."""
 
     @classmethod
-    def of(cls, original: Outputs, export: Outputs, thresholds: np.ndarray | None = None) -> Comparison:
-        """Compare two sets of calibrated outputs for the same images. `thresholds` (labels,): of several labels."""
+    def of(
+        cls, original: Outputs, export: Outputs, thresholds: np.ndarray | None = None, threshold: float = 0.0
+    ) -> Comparison:
+        """Compare two sets of calibrated outputs for the same images.
+
+        `thresholds` (labels,): of several labels. `threshold`: the probability below which the model is unsure.
+        """
         p, q = original.probabilities, export.probabilities
         answers, others = answers_of(original, thresholds), answers_of(export, thresholds)
         changed = answers != others
@@ -53,6 +60,7 @@ class Comparison:
         else:
             margin = np.where(changed, np.abs(p - thresholds), 0).max(1)
         labels = original.labels if original.several else original.labels[:, None]
+        unsure = None if thresholds is not None else int(((p.max(1) < threshold) != (q.max(1) < threshold)).sum())
         original_correct, export_correct = (answers == labels).all(1), (others == labels).all(1)
         return cls(
             n=len(p),
@@ -64,6 +72,7 @@ class Comparison:
             accuracy=float(export_correct.mean()),
             original_accuracy=float(original_correct.mean()),
             paired=McNemar.of(original_correct, export_correct),
+            unsure=unsure,
         )
 
     @property

@@ -8,11 +8,12 @@ from linnaeus.export.onnx import Attempt, GateResult
 from linnaeus.modelfile.agreement import FEW
 from linnaeus.text import align, percent
 
-HEADER = ("", "same answer", "accuracy", "probabilities", "variant")
-WRITTEN = "the variant that changes the fewest answers, and of equal ones the fastest"
-WRITTEN_FEW = "of the variants that change the fewest answers, the one that changes the probabilities least"
+HEADER = ("", "same class", "accuracy", "probabilities", "variant")
+WRITTEN = "the variant that changes the fewest classes, and of equal ones the fastest"
+WRITTEN_FEW = "of the variants that change the fewest classes, the one that changes the probabilities least"
+CHOSEN_HERE = "; chosen on these images, so its figures are slightly optimistic"
 LEGEND = (
-    ("same answer", "images to which the export gives the same answer as the original"),
+    ("same class", "images to which the export gives the same class, or the same labels, as the original"),
     ("probabilities", "largest difference of a probability (0 to 1) between the two"),
 )
 
@@ -24,8 +25,8 @@ def render(result: GateResult) -> str:
     about = f"{counted(first.n, 'image')}, {images.split} of {result.samples.source}"
     rows = [HEADER, *(_row(attempt, i == result.chosen) for i, attempt in enumerate(result.attempts))]
     written = WRITTEN_FEW if first.n < FEW else WRITTEN
-    choice = [("written", written)] if len(result.attempts) > 1 and result.passed else []
-    notes = [*choice, *LEGEND, *_full_size(result), *_speed(result)]
+    choice = [("written", written + CHOSEN_HERE)] if len(result.attempts) > 1 and result.passed else []
+    notes = [*choice, *LEGEND, *_unsure(result), *_full_size(result), *_speed(result)]
     return "\n".join(
         [
             f"compared with the original ({original}) on {about}",
@@ -53,6 +54,14 @@ def _difference(largest: float) -> str:
     return f"<{SAME_PIXELS:g}" if largest < SAME_PIXELS else f"{largest:.4f}"
 
 
+def _unsure(result: GateResult) -> list[tuple[str, str]]:
+    """For how many images the written file gives another answer although the class is the same."""
+    if result.passed is None or result.passed.prepared.unsure is None:
+        return []
+    prepared = result.passed.prepared
+    return [("unsure", f"{prepared.unsure} of {prepared.n} images become sure or unsure")]
+
+
 def _full_size(result: GateResult) -> list[tuple[str, str]]:
     """How the variants do that resize the images themselves, and the effect of decoding JPEGs at reduced size."""
     lines = []
@@ -71,7 +80,7 @@ def _full_size(result: GateResult) -> list[tuple[str, str]]:
     # int8 has a required agreement instead, which the reasons for rejection state.
     if result.kind == "onnx":
         limits = f"probabilities within {SAME_PIXELS:g}; at full size, within {RAW_PIXELS:g}"
-        lines.append(("required", f"the same answer for all images, {limits}"))
+        lines.append(("required", f"the same class for all images, {limits}"))
     return lines
 
 

@@ -73,7 +73,7 @@ class ReferenceModel:
     def compare(self, run: Runner) -> Comparison:
         """Compare an export with the original on the same preprocessed pixels."""
         export = self.calibrated(self.score(run, "export").logits, self.samples)
-        return Comparison.of(self.prepared, export, self.classifier.thresholds)
+        return self._compared(self.prepared, export)
 
     def compare_raw(self, run: OnnxRunner) -> Comparison:
         """Compare an export that resizes images of full size in its graph with the original."""
@@ -97,7 +97,11 @@ class ReferenceModel:
         if self._raw is None:
             self._raw = self.calibrated(np.stack(original), samples)
             self._measure_draft(self._raw, np.array(changed))
-        return Comparison.of(self._raw, self.calibrated(np.stack(logits), samples), self.classifier.thresholds)
+        return self._compared(self._raw, self.calibrated(np.stack(logits), samples))
+
+    def _compared(self, original: Outputs, export: Outputs) -> Comparison:
+        classifier = self.classifier
+        return Comparison.of(original, export, classifier.thresholds, classifier.threshold)
 
     def _measure_draft(self, raw: Outputs, changed: np.ndarray) -> None:
         at = np.flatnonzero(changed)
