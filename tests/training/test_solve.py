@@ -97,6 +97,25 @@ def test_with_few_validation_images_the_held_out_accuracy_stands_beside_theirs(
 HEAD = {"train": ["head"], "head": "auto", "epochs": 1}
 
 
+def test_a_held_out_accuracy_that_knows_nothing_of_the_images_is_not_left_to_look_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    generator = np.random.default_rng(0)
+    for i in range(120):
+        folder = tmp_path / "noise" / ("rare" if i % 12 == 0 else "common")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
+    recipe = write_recipe(tmp_path / "r.toml", HEAD)
+    run = linnaeus.train(tmp_path / "noise", str(recipe), out=tmp_path / "run", device="cpu")
+    held_out = json.loads((run.path / "metrics.json").read_text())["valid"]["held_out"]
+    share = f"{100 * held_out['most_frequent'] / held_out['n']:.2f} %"
+    warning = f"not significantly better than always answering the most frequent class: {share}"
+    (line,) = (line for line in run.trust if line.startswith("held out  "))
+    assert line.endswith(f"; {warning}")
+    assert re.search(f"cross-validated training accuracy .*, {warning}\n", capsys.readouterr().out)
+    assert f"{warning}." in model_card(run.load(), "model.safetensors").partition("Cross-validated: ")[2]
+
+
 @pytest.mark.parametrize("views", [{}, {"views": 2, "augment": {"brightness": 0.1}}])
 def test_a_solved_head_finds_labels_that_look_wrong(views: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Each training image is predicted by a head that had not seen it, so a run finds wrong labels at no cost."""

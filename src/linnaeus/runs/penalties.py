@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linnaeus.files import csv_file
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.runs.parsing import read_csv
 from linnaeus.text import percent, percent_range
 
@@ -29,16 +30,20 @@ class Trial:
     """Number of these images; of the chosen penalty only."""
     ci95: tuple[float, float] | None = None
     """95 % interval of the accuracy; of the chosen penalty only."""
+    most_frequent: int | None = None
+    """Number of these images that are of the most frequent class; of the chosen penalty only."""
 
 
 def held_out_text(held_out: dict[str, Any]) -> str:
     """The entry `held_out` of validation figures in words: `92.1 % of 180 training images, each …`."""
     interval = percent_range(held_out["accuracy_ci95"])
-    return (
+    no_better = no_better_than_one_class(held_out)
+    text = (
         f"{percent(held_out['accuracy'], 2)} of {held_out['n']:,} training images, each predicted by a head that had "
         f"not seen it (95 % interval {interval}): more certain than validation, though these images "
         "also chose the penalty"
     )
+    return f"{text}; {no_better}" if no_better else text
 
 
 def penalties_file(folder: Path, phase: int) -> Path:
@@ -48,12 +53,12 @@ def penalties_file(folder: Path, phase: int) -> Path:
 def write_penalties(path: Path, trials: Iterable[Trial]) -> None:
     """Write trials in the order of their penalties."""
     with csv_file(path) as writer:
-        writer.writerow(["penalty", "loss", "accuracy", "n", "low", "high"])
+        writer.writerow(["penalty", "loss", "accuracy", "n", "low", "high", "most_frequent"])
         for trial in sorted(trials, key=lambda trial: trial.penalty):
             accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.6f}"
             interval = ["", ""] if trial.ci95 is None else [f"{end:.6f}" for end in trial.ci95]
-            row = [f"{trial.penalty:g}", f"{trial.loss:.6g}", accuracy, "" if trial.n is None else trial.n, *interval]
-            writer.writerow(row)
+            n, most_frequent = ("" if count is None else count for count in (trial.n, trial.most_frequent))
+            writer.writerow([f"{trial.penalty:g}", f"{trial.loss:.6g}", accuracy, n, *interval, most_frequent])
 
 
 def read_penalties(folder: Path) -> dict[int, list[Trial]]:
@@ -73,8 +78,10 @@ def _trial(row: dict[str, str]) -> Trial | None:
         accuracy = float(row["accuracy"]) if row.get("accuracy") else None
         n = int(row["n"]) if row.get("n") else None
         ci95 = None if n is None else (float(row["low"]), float(row["high"]))
+        most_frequent = int(row["most_frequent"]) if row.get("most_frequent") else None
     except (KeyError, ValueError, TypeError):
         return None
     good = penalty > 0 and math.isfinite(penalty) and math.isfinite(loss) and (n is None or n > 0)
     good = good and all(0 <= share <= 1 for share in (accuracy or 0.0, *(ci95 or ())))
-    return Trial(penalty, loss, accuracy, n, ci95) if good else None
+    good = good and (most_frequent is None or (n is not None and 0 < most_frequent <= n))
+    return Trial(penalty, loss, accuracy, n, ci95, most_frequent) if good else None

@@ -13,6 +13,7 @@ from linnaeus.console import Console, counted
 from linnaeus.data.batches import Batches
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import UserError
+from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.multilabel import Headline, LabelFigures, headline, label_figures
 from linnaeus.metrics.outputs import Outputs
@@ -110,9 +111,9 @@ def _solve_on(
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
-    chosen = (None, None) if interval is None else (_held_out_images(head, n), interval)
+    chosen = () if interval is None else (_held_out_images(head, n), interval, _most_frequent(head, labels[:n]))
     trials = [
-        Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else (None, None)))
+        Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else ()))
         for penalty, loss in head.losses.items()
     ]
     return SolvedHead(head.weight.cpu(), head.bias.cpu(), train, trials)
@@ -147,6 +148,11 @@ def _held_out_images(head: LinearProbe, n: int) -> int:
     return len(np.unique(head.held_out % n))
 
 
+def _most_frequent(head: LinearProbe, labels: np.ndarray) -> int:
+    """Number of these images of the most frequent class; `labels` (n,)."""
+    return int(np.bincount(labels[np.unique(head.held_out % len(labels))]).max())
+
+
 def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
     """95 % interval of the accuracy of the held-out probabilities; None with several labels.
 
@@ -170,7 +176,10 @@ def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float
         hits = head.probabilities.argmax(1) == labels
         # Of the views of an image, some may be hit and others not: there is no number of images that are hit.
         counts = f"{hits.sum():,} of {len(hits):,}" if views == 1 else f"all views of {images}"
-        return f"{how} accuracy {percent(hits.mean())} ({counts}, 95 % interval {percent_range(interval)})"
+        values = {"n": len(labels), "most_frequent": np.bincount(labels).max(), "accuracy_ci95": interval}
+        no_better = no_better_than_one_class(values)
+        text = f"{how} accuracy {percent(hits.mean())} ({counts}, 95 % interval {percent_range(interval)})"
+        return f"{text}, {no_better}" if no_better else text
     probabilities = np.clip(head.probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(probabilities) - np.log1p(-probabilities)
     return f"{how} mAP {percent(label_figures(Outputs(labels, logits)).map)} ({images})"

@@ -80,7 +80,8 @@ def held_out_figures(trials: Sequence[Trial], figures: Mapping[str, Figures]) ->
     width = min(high - low for low, high in (split.accuracy_ci95 for split in figures.values()))
     if chosen.ci95[1] - chosen.ci95[0] >= width:
         return None
-    return {"n": chosen.n, "accuracy": chosen.accuracy, "accuracy_ci95": list(chosen.ci95)}
+    values = {"n": chosen.n, "accuracy": chosen.accuracy, "accuracy_ci95": list(chosen.ci95)}
+    return values | ({} if chosen.most_frequent is None else {"most_frequent": chosen.most_frequent})
 
 
 def published(
