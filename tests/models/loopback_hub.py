@@ -35,6 +35,12 @@ class Hub:
     """The storage sends other bytes than the hub states."""
     no_api: bool = False
     """A mirror that serves files alone."""
+    refuse: tuple[str, int, bytes] | None = None
+    """(part of a path, HTTP status, body): how requests that write are answered. Status 0 answers nothing."""
+    large: bool = False
+    """Model files are uploaded to the storage, as on the real hub."""
+    agents: set[str] = field(default_factory=set)
+    """The User-Agent of all requests."""
     uploads: Path = Path()
     """Where repositories that are created lie."""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -81,6 +87,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.offered.requests.append((self.command, self.path, authorization))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
+        if self._refused(path):
+            return None
+        if path == "/verify":
+            return self._send(200, b"{}")
         if authorization != f"Bearer {TOKEN}":
             return self._send(403, b'{"error": "this token may not write"}')
         if path == "/api/repos/create":
@@ -92,12 +102,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(200, json.dumps({"url": f"{self.offered.address}/{repo}"}).encode())
         if path == "/api/validate-yaml":
             return self._send(200, b'{"errors": [], "warnings": []}')
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._send(200, json.dumps(self._places(json.loads(body))).encode())
         match = re.fullmatch(r"/api/models/(.+)/(preupload|commit)/main", path)
         if match is None:
             return self._send(404, b"{}")
         if match[2] == "preupload":
             modes = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                {"path": file["path"], "uploadMode": self._mode(file["path"]), "shouldIgnore": False}
                 for file in json.loads(body)["files"]
             ]
             return self._send(200, json.dumps({"files": modes}).encode())
@@ -107,6 +119,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 (self.offered.repositories[match[1]] / line["value"]["path"]).write_bytes(content)
         url = f"{self.offered.address}/{match[1]}/commit/{COMMIT}"
         self._send(200, json.dumps({"success": True, "commitOid": COMMIT, "commitUrl": url}).encode())
+
+    def do_PUT(self) -> None:
+        self.offered.requests.append((self.command, self.path, ""))
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self._refused(self.path):
+            self._send(200, b"")
+
+    def _refused(self, path: str) -> bool:
+        self.offered.agents.add(self.headers.get("User-Agent", ""))
+        if self.offered.refuse is None or self.offered.refuse[0] not in path:
+            return False
+        _, status, body = self.offered.refuse
+        if status:
+            self._send(status, body, {"Content-Type": "application/json"})
+        else:
+            threading.Event().wait(5)  # tests replace time.sleep
+            self.close_connection = True
+        return True
+
+    def _mode(self, path: str) -> str:
+        return "lfs" if self.offered.large and path.endswith(".safetensors") else "regular"
+
+    def _places(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Where the files of an upload go, as Git LFS says it."""
+        to = self.offered.address
+        actions = {"upload": {"href": f"{to}/upload"}, "verify": {"href": f"{to}/verify"}}
+        return {"transfer": "basic", "objects": [file | {"actions": actions} for file in about["objects"]]}
 
     def _answer(self) -> None:
         authorization = self.headers.get("Authorization", "")

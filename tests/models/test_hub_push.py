@@ -17,6 +17,7 @@ import linnaeus
 from linnaeus.errors import UserError
 from linnaeus.export.model_card import model_card
 from linnaeus.inference.classifier import load
+from linnaeus.models.backbones import hub as hub_module
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 yaml = pytest.importorskip("yaml")
@@ -191,3 +192,48 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(hub: Hub, run: Path, say: 
     said = say("predict", f"hf:{REPO}", IMAGE)
     assert (said.status, said.err.count("\n")) == (1, 1)
     assert "cannot be reached" in said.err
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "body", "reason"),
+    [
+        ("/create", 401, b"{}", "or HF_TOKEN has expired .HTTP 401"),
+        ("/create", 429, b"{}", "HTTP 429.* wait some minutes"),
+        ("/create", 200, b"<html>Log in to this network</html>", "does not answer as the hub does .*; set HF_ENDPOINT"),
+        (
+            "/commit/",
+            409,
+            b'{"error": "a newer commit exists"}',
+            "HTTP 409: a newer commit exists.*run the command again",
+        ),
+        ("/commit/", 500, b"{}", "HTTP 500.*run the command again"),
+        ("/preupload/", 200, b"[]", "does not answer as the hub does"),
+        ("/upload", 413, b"{}", "HTTP 413.*change what the hub objects to"),
+        ("lfs/objects/batch", 422, b"{}", "HTTP 422"),
+        ("/create", 0, b"", "cannot be reached .*timed out"),
+        ("/upload", 0, b"", "cannot be reached .*timed out"),
+    ],
+)
+def test_a_hub_that_refuses_or_hangs_ends_the_upload_in_one_line(
+    hub: Hub, run: Path, say: Say, monkeypatch: pytest.MonkeyPatch, part: str, status: int, body: bytes, reason: str
+):
+    monkeypatch.setattr(hub_module, "UPLOAD_TIMEOUT", 0.5)
+    hub.large = True
+    hub.refuse = (part, status, body)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
+    said = say("push", run, REPO)
+    errors = [line for line in said.err.splitlines() if not line.startswith("warning")]
+    assert said.status in (1, 2)
+    assert len(errors) == 1, said.err
+    assert re.search(reason, errors[0])
+    hub.refuse = None
+    assert say("push", run, REPO).status == 0
+
+
+def test_an_upload_says_nothing_about_this_machine(hub: Hub, run: Path, say: Say, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", False)
+    hub.large = True
+    assert say("push", run, REPO).status == 0
+    assert hub.agents
+    assert not [agent for agent in hub.agents if "torch" in agent or "agent/" in agent]
+    assert not hub.asked("agent-harnesses")

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ PREFIX, MODEL_PREFIX = "hf/", "hf:"
 HUB = "https://huggingface.co"
 CONFIG, PREPROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 TIMEOUT = 10.0  # seconds until the hub begins to answer
+UPLOAD_TIMEOUT = 120.0  # seconds without a byte in either direction; a commit is answered once its files were checked
 
 WELL_KNOWN = (
     "facebook/dinov2-small",
@@ -141,9 +143,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 def client(name: str) -> Any:
     """The package huggingface_hub. Raises UserError, which begins with `name`, where it is not installed."""
     try:
-        return importlib.import_module("huggingface_hub")
+        hub: Any = importlib.import_module("huggingface_hub")
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+        utils: Any = importlib.import_module("huggingface_hub.utils")
     except ImportError:
         raise UserError(f"{name}: needs the package huggingface_hub: {install('hub')}") from None
+    # Another library may have imported it already, and it reads the environment only then.
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # requests name the installed torch and the calling program otherwise
+    constants.HF_HUB_DISABLE_XET = True  # hf_xet repeats failed requests for minutes, and ignores Ctrl-C
+    utils.logging.set_verbosity_error()  # the error itself is one line
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    hub.get_session().timeout = UPLOAD_TIMEOUT  # by default, it waits forever
+    return hub
 
 
 def _ask(name: str, repo: str) -> Repository:
@@ -185,6 +197,8 @@ def refusal(name: str, repo: str, error: Exception) -> UserError:
     errors = client(name).errors
     page, tokens = f"{endpoint()}/{repo}", f"{endpoint()}/settings/tokens"
     backbone = not name.startswith(MODEL_PREFIX)
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # it says only that the upload of a file failed
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return UserError(
@@ -200,16 +214,32 @@ def refusal(name: str, repo: str, error: Exception) -> UserError:
     # The hub hides private repositories: 401 and 404 may mean either.
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         hint = _suggestion(name, repo) if backbone else ""
+        expired = ", or HF_TOKEN has expired" if status == 401 and client(name).get_token() else ""
         return UserError(
-            f"{name}: no such repository on the hub, or a private one (HTTP {status}){hint}; check the name at {page}, "
-            f"or set HF_TOKEN to a token of {tokens}"
+            f"{name}: no such repository on the hub, or a private one{expired} (HTTP {status}){hint}; check the name "
+            f"at {page}, or set HF_TOKEN to a token of {tokens}"
         )
+    if status is not None:
+        words = one_line(getattr(error, "server_message", None) or error.response.reason_phrase)  # type: ignore[attr-defined]
+        return JobError(f"{name}: {endpoint()} refused the request (HTTP {status}: {words}); {_next_step(status)}")
     by_hand = (
         f"or bring config.json and model.safetensors in one folder and run: linnaeus weights import {name} "
         "FOLDER/model.safetensors"
     )
     step = by_hand if backbone else "or check the network"
-    return JobError(f"{name}: {endpoint()} cannot be reached ({one_line(error)}); set HF_ENDPOINT to a mirror, {step}")
+    # The page where a hotel's network asks for a password, say: the client finds no JSON, or not the fields of a hub.
+    foreign = isinstance(error, AttributeError | LookupError | TypeError | ValueError)
+    failed = "does not answer as the hub does" if foreign else "cannot be reached"
+    return JobError(f"{name}: {endpoint()} {failed} ({one_line(error)}); set HF_ENDPOINT to a mirror, {step}")
+
+
+def _next_step(status: int) -> str:
+    """What to do after a refusal that is not about access."""
+    if status == 429:
+        return "too many requests: wait some minutes, then run the command again"
+    if status in (408, 409, 412) or status >= 500:
+        return "run the command again, or look at https://status.huggingface.co"
+    return "change what the hub objects to, then run the command again"
 
 
 def _suggestion(name: str, repo: str) -> str:
