@@ -35,7 +35,7 @@ from linnaeus.recipe import Phase, Recipe
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import freeze, train_mode, training_stages
-from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.phase import PhaseRun, TrainablePart
 from linnaeus.training.setup.network import preprocessing_of
 from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.step import Optimization
@@ -55,7 +55,7 @@ def ours(
     preprocessing = preprocessing_of(plan, 3, None)
     frozen = FrozenStages.on_engine(network, preprocessing, engine, Console(quiet=True))
     cut, train, valid = Streams(frozen, samples["train"], samples["valid"], plan.phase, plan.seed).of(0)
-    net = AboveCut(network, cut)
+    net = TrainablePart(network, cut)
     optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)
 
     def run() -> float:

@@ -31,7 +31,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Augment, Phase
 from linnaeus.training.loop import Step, fit
 from linnaeus.training.optim import freeze
-from linnaeus.training.phase import AboveCut, PhaseRun, Stream
+from linnaeus.training.phase import PhaseRun, Stream, TrainablePart
 from linnaeus.training.streams import augmented, stored
 
 CUDA = torch.device("cuda", 0)
@@ -129,7 +129,7 @@ def phase_run(name: str, images: Tensor, labels: np.ndarray, batch: int, compile
     train.draw_epoch = partial(changes.draw_epoch, images[:whole])
     valid = Batches(Resident(images[:batch]), labels[:batch], batch=batch, device=CUDA)
     preprocessing = Preprocessing(resize=size, size=size, mean=MEAN, std=STD)
-    net = AboveCut(network(name, size))
+    net = TrainablePart(network(name, size))
     run = PhaseRun(
         phase,
         net,
@@ -146,7 +146,7 @@ def head_run(net: Network, features: Tensor, labels: np.ndarray, classes: int, e
     train = Batches(Resident(features), labels, batch=64, device=CUDA, sampling=Sampling(shuffle=True))
     valid = Batches(Resident(features[:171]), labels[:171], batch=256, device=CUDA)
     take = lambda batch, epoch: stored(batch)
-    return PhaseRun(phase, AboveCut(net, "head"), Stream(train, take), Stream(valid, take), classes)
+    return PhaseRun(phase, TrainablePart(net, "head"), Stream(train, take), Stream(valid, take), classes)
 
 
 def head_by_hand(features: Tensor, labels: Tensor, classes: int, epochs: int) -> None:

@@ -31,7 +31,7 @@ from linnaeus.recipe import Augment, Phase
 from linnaeus.training.loop import BufferBackup
 from linnaeus.training.loss import EpochTotals
 from linnaeus.training.optim import train_mode
-from linnaeus.training.phase import AboveCut, PhaseRun, Stream
+from linnaeus.training.phase import PhaseRun, Stream, TrainablePart
 from linnaeus.training.schedule import Schedule
 from linnaeus.training.step import Optimization
 from linnaeus.training.streams import augmented
@@ -68,7 +68,7 @@ def phase_run(steps: int, batch: int, epochs_at_once: bool) -> PhaseRun:
         batches.draw_epoch = partial(drawn_for_a_device, changes)
     stream = Stream(batches, partial(augmented, changes))
     spec = Phase.model_validate({"epochs": 1, "batch": batch, "lr": 0.1, "optimizer": "sgd"})
-    return PhaseRun(spec, AboveCut(wrap(NoOperation(), CLASSES)), stream, stream, CLASSES)
+    return PhaseRun(spec, TrainablePart(wrap(NoOperation(), CLASSES)), stream, stream, CLASSES)
 
 
 def epochs(run: PhaseRun) -> Iterator[float]:

@@ -35,7 +35,7 @@ from linnaeus.models import create
 from linnaeus.recipe import Recipe, load_recipe
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.optim import train_mode
-from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.phase import PhaseRun, TrainablePart
 from linnaeus.training.setup.network import preprocessing_of
 from linnaeus.training.setup.samples import load_samples
 from linnaeus.training.step import Optimization
@@ -98,7 +98,7 @@ def ours(table: Table, recipe: Recipe, engine: Engine, steps: int) -> Callable[[
     samples, *_ = load_samples(table, recipe, preprocessing, False, Console(silent=True))
     frozen = FrozenStages.on_engine(network, preprocessing, engine, Console(silent=True))
     cut, train, valid = Streams(frozen, samples["train"], samples["valid"], recipe.phase, 0).of(0)
-    net = AboveCut(network, cut)
+    net = TrainablePart(network, cut)
     optimization = Optimization(PhaseRun(phase, net, train, valid, len(table.classes)), engine)
     epoch = 0
 

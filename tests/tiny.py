@@ -21,7 +21,7 @@ from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
 from linnaeus.recipe import Phase
 from linnaeus.stores.pixelstore import PixelStore
-from linnaeus.training.phase import AboveCut, PhaseRun, Stream
+from linnaeus.training.phase import PhaseRun, Stream, TrainablePart
 
 SIDE = 28
 PLACES = ((2, 2), (16, 16), (2, 16), (16, 2), (9, 9))
@@ -131,7 +131,7 @@ def stream(
 
 def phase_run(model: Network, spec: Phase, train: Stream, valid: Stream | None = None, **more: Any) -> PhaseRun:
     """A phase that trains `model`; it is validated on the training images unless `valid` is given."""
-    return PhaseRun(spec, AboveCut(model), train, valid or train, **{"classes": 3, **more})
+    return PhaseRun(spec, TrainablePart(model), train, valid or train, **{"classes": 3, **more})
 
 
 def phase(**more: Any) -> Phase:

@@ -18,7 +18,7 @@ from linnaeus.errors import JobError
 from linnaeus.models import create
 from linnaeus.recipe import Phase, Recipe
 from linnaeus.training.loop import fit
-from linnaeus.training.phase import AboveCut, PhaseRun, Stream
+from linnaeus.training.phase import PhaseRun, Stream, TrainablePart
 from linnaeus.training.recorder import Recorder
 from linnaeus.training.tuning import compilation, tuning
 from linnaeus.training.tuning.compilation import WORTH_TRYING, CompilationTrial, choose_compilation
@@ -59,7 +59,7 @@ def phase_run(compiled: bool, n: int = 20, epochs: int = 2) -> PhaseRun:
     stream = Stream(batches, lambda batch, epoch: batch.pixels)
     phase = Phase.model_validate({"epochs": epochs, "batch": 8, "lr": 0.01})
     net = create("mini_resnet", 3, 1, widths=[4, 4, 4])
-    return PhaseRun(phase, AboveCut(net), stream, stream, 3, compiled=compiled)
+    return PhaseRun(phase, TrainablePart(net), stream, stream, 3, compiled=compiled)
 
 
 def test_whole_batches_go_through_the_compiler_and_the_weights_keep_their_names(compiler: Compiler):

@@ -20,7 +20,7 @@ from linnaeus.recipe import Augment, Phase
 from linnaeus.training import graph as graphs
 from linnaeus.training.graph import WARM_UP, GraphedPass
 from linnaeus.training.loop import Step, fit
-from linnaeus.training.phase import AboveCut, PhaseRun, Stream
+from linnaeus.training.phase import PhaseRun, Stream, TrainablePart
 from linnaeus.training.step import StepSums
 from linnaeus.training.streams import augmented
 
@@ -133,7 +133,9 @@ def gpu_run(net: Network, n: int = 330, batch: int = 32, epochs: int = 3) -> Pha
     valid = Batches(Resident(images[:40]), labels[:40], batch=40, device=cuda)
     phase = Phase.model_validate({"epochs": epochs, "batch": batch, "lr": 0.05, "optimizer": "sgd", "ema": 0.9})
     stream = Stream(train, partial(augmented, changes))
-    return PhaseRun(phase, AboveCut(net), stream, Stream(valid, lambda b, epoch: b.pixels.permute(0, 3, 1, 2) / 255), 4)
+    return PhaseRun(
+        phase, TrainablePart(net), stream, Stream(valid, lambda b, epoch: b.pixels.permute(0, 3, 1, 2) / 255), 4
+    )
 
 
 def with_dropout() -> Network:

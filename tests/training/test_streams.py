@@ -23,7 +23,7 @@ from linnaeus.stores import frozen
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import Samples
-from linnaeus.training.phase import AboveCut, Stream
+from linnaeus.training.phase import Stream, TrainablePart
 from linnaeus.training.streams import Streams
 
 CLASSES, SIZE = 3, 32
@@ -59,7 +59,7 @@ def logits(network: Network, cut: str | None, stream: Stream, epoch: int = 0) ->
     outputs: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for batch in stream.batches.epoch(epoch):
-            out = AboveCut(network, cut)(stream.prepare(batch, epoch))
+            out = TrainablePart(network, cut)(stream.prepare(batch, epoch))
             outputs |= dict(zip(batch.indices.tolist(), out, strict=True))
     return outputs
 

@@ -32,7 +32,7 @@ from linnaeus.runs.lock import LOCK
 from linnaeus.stores.decoding import Decoding
 from linnaeus.training import loop, recorder
 from linnaeus.training.checkpoint import CheckpointInterval, Checkpoints
-from linnaeus.training.phase import AboveCut
+from linnaeus.training.phase import TrainablePart
 from linnaeus.training.step import Optimization, StepSums
 
 pytestmark = [
@@ -300,15 +300,15 @@ def test_out_of_memory_halves_the_micro_batch(
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Make a forward pass in training fail with more than `most` images."""
-    real = AboveCut.forward
+    real = TrainablePart.forward
 
-    def forward(self: AboveCut, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: TrainablePart, x: torch.Tensor) -> torch.Tensor:
         if self.training and len(x) > most and torch.is_grad_enabled() and not hasattr(self, "probed"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of that.")
         return real(self, x)
 
     monkeypatch.setattr("linnaeus.training.tuning.tuning.measure_cost", lambda *args: Cheap())
-    monkeypatch.setattr(AboveCut, "forward", forward)
+    monkeypatch.setattr(TrainablePart, "forward", forward)
 
 
 class Cheap:

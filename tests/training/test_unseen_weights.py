@@ -11,7 +11,7 @@ from tiny import mini, write_recipe
 from torch import nn
 
 from linnaeus.models import wrap
-from linnaeus.training.phase import AboveCut
+from linnaeus.training.phase import TrainablePart
 from linnaeus.training.tuning import tuning
 from linnaeus.training.unseen_weights import zero_unseen_gradients
 
@@ -29,7 +29,7 @@ from linnaeus.training.unseen_weights import zero_unseen_gradients
 )
 def test_only_the_weights_that_meet_a_pixel_learn(kernel, padding, stride, dilation, side, seen):
     layer = nn.Conv2d(1, 1, kernel, stride, padding, dilation)
-    net = AboveCut(wrap(nn.Sequential(layer, nn.Flatten()), 1, 1))
+    net = TrainablePart(wrap(nn.Sequential(layer, nn.Flatten()), 1, 1))
     x = torch.ones(1, 1, side, side)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
@@ -51,7 +51,7 @@ def test_the_network_is_left_as_it_was():
     network = mini().train()
     frozen, other = network.get_submodule("block1").eval(), network.get_submodule("block2")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    zero_unseen_gradients(AboveCut(network), torch.rand(1, 1, 28, 28))
+    zero_unseen_gradients(TrainablePart(network), torch.rand(1, 1, 28, 28))
     assert [network.training, frozen.training, other.training] == [True, False, True]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -61,7 +61,7 @@ def test_the_network_is_left_as_it_was():
 def test_training_in_bfloat16_uses_it(precision: str, calls: int, idx: Path, tmp_path: Path, monkeypatch):
     made = []
 
-    def counted(net: AboveCut, x: torch.Tensor) -> None:
+    def counted(net: TrainablePart, x: torch.Tensor) -> None:
         made.append(x.shape)
         zero_unseen_gradients(net, x)
 

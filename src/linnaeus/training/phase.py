@@ -24,8 +24,8 @@ class Stream:
     """(n,) bool: the samples that measure the network; None: all."""
 
 
-class AboveCut(nn.Module):
-    """The part of a network that a phase runs: everything, or the stages from the cut on."""
+class TrainablePart(nn.Module):
+    """The part of a network that a phase trains and runs in each step: everything, or the stages from the cut on."""
 
     model: Network
 
@@ -43,7 +43,7 @@ class PhaseRun:
     """A phase with everything that it trains on."""
 
     phase: Phase
-    net: AboveCut
+    net: TrainablePart
     train: Stream
     valid: Stream
     classes: int
@@ -59,7 +59,7 @@ class PhaseRun:
     whole_micro_batch: int | None = None
     """The micro-batch of a single process that has all samples of a batch."""
     seen: bool = False
-    """Whether the stages below the head were trained on the training images: cross-validation would flatter a head."""
+    """Whether the stages below the head were trained on the training images: a cross-validated head would look too good."""
     compiled: bool = False
     """Whether torch.compile translates the training pass."""
 

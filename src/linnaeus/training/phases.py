@@ -22,7 +22,7 @@ from linnaeus.training.best import Best
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
 from linnaeus.training.loop import Epoch, Step, fit
 from linnaeus.training.optim import freeze, training_stages
-from linnaeus.training.phase import AboveCut, PhaseRun
+from linnaeus.training.phase import PhaseRun, TrainablePart
 from linnaeus.training.recorder import Recorder
 from linnaeus.training.snapshot import Snapshot, network_state
 from linnaeus.training.solve import solve_head
@@ -100,7 +100,7 @@ class Phases:
         self.model.to(self.engine.device)
         self.console.say(f"phase {number}: {', '.join(phase.train)}")
         cut, train, valid = self.streams.of(number - 1)
-        net = AboveCut(self.model, cut)
+        net = TrainablePart(self.model, cut)
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
             run.seen = self.streams.body_has_seen(number - 1)

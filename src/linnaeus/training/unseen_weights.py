@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linnaeus.training.phase import AboveCut
+from linnaeus.training.phase import TrainablePart
 
 
 @torch.no_grad()
-def zero_unseen_gradients(net: AboveCut, x: Tensor) -> None:
+def zero_unseen_gradients(net: TrainablePart, x: Tensor) -> None:
     """Set the gradients of such weights to 0 from now on. `x` (N, …) is an input of `net`, with the size of all."""
     seen: dict[nn.Conv2d, Tensor] = {}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linnaeus.training.optim import train_mode
-from linnaeus.training.phase import AboveCut
+from linnaeus.training.phase import TrainablePart
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that activations may take; gradients, workspaces and other programs need the rest."""
@@ -33,7 +33,7 @@ class SampleCost:
         return -(-batch // count)
 
 
-def measure_cost(net: AboveCut, stages: tuple[str, ...], x: Tensor) -> SampleCost:
+def measure_cost(net: TrainablePart, stages: tuple[str, ...], x: Tensor) -> SampleCost:
     """Run forward and backward on a copy of `net` in training mode, for the samples `x`.
 
     Tensors saved by autograd are counted by storage, so that several views of one tensor count once.
