@@ -35,8 +35,8 @@ SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slowe
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
 
 
-class Pace:
-    """Watches how fast bytes arrive."""
+class StallDetector:
+    """Refuses a transfer that has nearly stopped."""
 
     def __init__(self, received: int = 0):
         """`received`: bytes that were there before."""
@@ -217,14 +217,14 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             # Without a stated length a limit still protects the disk.
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        done, pace, most = start, Pace(start), total or wanted.size or LIMIT
+        done, stalled, most = start, StallDetector(start), total or wanted.size or LIMIT
         while piece := _read(response):
             part.file.write(piece)
             done += len(piece)
             if done > most:
                 part.file.truncate(0)
                 raise RefusedError(f"sends more than {most} bytes")
-            pace.check(done)
+            stalled.check(done)
             if progress is not None:
                 progress(done, total or wanted.size)
         if total is not None and done < total:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from linnaeus.data.download import Pace
+from linnaeus.data.download import StallDetector
 from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
 from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, one_line, visible
@@ -66,7 +66,7 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
     # Each attempt continues after the bytes that have arrived, so progress is never lost.
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
-            pace = Pace(len(received))
+            pace = StallDetector(len(received))
             while len(received) < size and (piece := response.read1(min(PIECE, size - len(received)))):
                 received.extend(piece)
                 pace.check(len(received))
