@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from linnaeus.data.images.decode import RowSpec, UnreadableError, decode, fit_row, inspect, load_row
-from linnaeus.data.images.resize import RESAMPLING, Upright, with_channels
+from linnaeus.data.images.resize import RESAMPLING, UprightImage, with_channels
 from linnaeus.errors import UserError
 
 H, W = 60, 80
@@ -378,7 +378,7 @@ def test_a_row_shows_the_image_as_inspecting_decodes_it(height: int, size: int, 
     image = Image.fromarray(smooth(3, height, 2 * height + 1))
     for kind, more in (("JPEG", {"exif": turned}), ("PNG", {})):
         data = encode(image, kind, **more)
-        shown: list[Upright] = []
+        shown: list[UprightImage] = []
         row = load_row(data, RowSpec(size, fit), shown.append)
         np.testing.assert_array_equal(row, load_row(data, RowSpec(size, fit)))
         expected = inspect(data)

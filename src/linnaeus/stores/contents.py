@@ -12,7 +12,7 @@ from linnaeus.cache import Cache, OverBudgetError
 from linnaeus.data.background import in_order
 from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError
-from linnaeus.data.images.resize import Upright
+from linnaeus.data.images.resize import UprightImage
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding
@@ -31,7 +31,7 @@ class HashedImages:
     `observer(i, image)` sees image i of the table as it is decoded, as `ObservingSource` describes.
     """
 
-    def __init__(self, table: Table, cache: Cache | None, observer: Callable[[int, Upright], None] | None = None):
+    def __init__(self, table: Table, cache: Cache | None, observer: Callable[[int, UprightImage], None] | None = None):
         self._table, self._cache, self._observer = table, cache, observer
         self.paths, self.images, self.members = table.paths, table.images, table.members
         self._hashes = np.full(len(table), UNKNOWN, np.uint64)
@@ -50,7 +50,7 @@ class HashedImages:
             self._read[i] = True
         return source
 
-    def observe(self, i: int, image: Upright) -> None:
+    def observe(self, i: int, image: UprightImage) -> None:
         if self._observer is not None:
             self._observer(i, image)
 

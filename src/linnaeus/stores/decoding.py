@@ -14,7 +14,7 @@ from linnaeus.data import tree
 from linnaeus.data.archives.members import ShardMembers
 from linnaeus.data.background import Progress, in_order
 from linnaeus.data.images.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
-from linnaeus.data.images.resize import Upright
+from linnaeus.data.images.resize import UprightImage
 
 Row = np.ndarray | UnreadableError
 """(h, w, C) uint8, or why the image cannot be read"""
@@ -39,7 +39,7 @@ class ImageSource(Protocol):
 class ObservingSource(ImageSource, Protocol):
     """An image source that wants to see what is decoded, before it is resized to a row."""
 
-    def observe(self, i: int, image: Upright) -> None:
+    def observe(self, i: int, image: UprightImage) -> None:
         """Called by several threads, for images that `decode.inspect` would decode to the same pixels."""
 
 

@@ -32,7 +32,7 @@ from linnaeus.data.images.pixel_statistics import (
     pixel_statistics,
     statistics_of,
 )
-from linnaeus.data.images.resize import Upright
+from linnaeus.data.images.resize import UprightImage
 from linnaeus.data.table import Table
 from linnaeus.device import available_cores
 from linnaeus.stores.decoding import Decoding
@@ -151,7 +151,7 @@ class StatisticsBuilder:
         self._has_observed = np.zeros(len(table), bool)
         self._lock = Lock()
 
-    def observe(self, i: int, image: Upright) -> None:
+    def observe(self, i: int, image: UprightImage) -> None:
         """Compute the statistics of image i of the table, unless they are known; for `HashedImages`."""
         if self._place[i] >= 0:
             return

@@ -30,7 +30,16 @@ from linnaeus.data import tree
 from linnaeus.data.archives.archive import MemberError
 from linnaeus.data.images.formats import FORMATS, IMAGE_SUFFIXES, INSTALLABLE, formats, what_else
 from linnaeus.data.images.modes import flatten
-from linnaeus.data.images.resize import MAX_ASPECT, RowSpec, Upright, fit_row, is_row, pixels, resize, with_channels
+from linnaeus.data.images.resize import (
+    MAX_ASPECT,
+    RowSpec,
+    UprightImage,
+    fit_row,
+    is_row,
+    pixels,
+    resize,
+    with_channels,
+)
 from linnaeus.errors import UnreadableError
 
 __all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
@@ -100,7 +109,7 @@ def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | Non
     return pixels(_load(source, channels, None if at_least is None else 2 * at_least, bits).image)
 
 
-def inspect(source: str | Path | bytes) -> Upright:
+def inspect(source: str | Path | bytes) -> UprightImage:
     """A decoded image of mode RGB, with its full size and its format. Raises UnreadableError.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its short side is at least INSPECTED.
@@ -109,7 +118,7 @@ def inspect(source: str | Path | bytes) -> Upright:
 
 
 def load_row(
-    source: str | Path | bytes | np.ndarray, spec: RowSpec, observe: Callable[[Upright], None] | None = None
+    source: str | Path | bytes | np.ndarray, spec: RowSpec, observe: Callable[[UprightImage], None] | None = None
 ) -> np.ndarray:
     """An image, from a file, its bytes or an array, as a row: (h, w, C) uint8. Raises UnreadableError.
 
@@ -148,7 +157,7 @@ def header_size(source: str | Path | bytes) -> tuple[int, int] | None:
     return None if header is None else (header.height, header.width)
 
 
-def _load(source: str | Path | bytes, channels: int, short_side: int | None, bits: int = 16) -> Upright:
+def _load(source: str | Path | bytes, channels: int, short_side: int | None, bits: int = 16) -> UprightImage:
     """An upright image of mode RGB or L. A JPEG may be decoded smaller, its short side being at least `short_side`."""
     name = "image" if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -230,7 +239,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], orientation: int) -> Upright:
+def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], orientation: int) -> UprightImage:
     """Apply an EXIF orientation to the pixels, the size, and the box, which starts at (0, 0)."""
     (width, height), (_, _, right, bottom) = size, box
     if orientation in _UPRIGHT:
@@ -239,7 +248,7 @@ def _turn(image: Image.Image, size: tuple[int, int], box: tuple[float, ...], ori
         width, height, right, bottom = height, width, bottom, right
     left = image.width - right if orientation in (2, 3, 6, 7) else 0
     top = image.height - bottom if orientation in (3, 4, 7, 8) else 0
-    return Upright(image, (width, height), (left, top, left + right, top + bottom))
+    return UprightImage(image, (width, height), (left, top, left + right, top + bottom))
 
 
 def _is_passing(error: Exception) -> bool:

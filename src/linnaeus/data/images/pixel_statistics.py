@@ -12,7 +12,7 @@ from linnaeus.data import tree
 from linnaeus.data.images.content import UNKNOWN, pixel_hash
 from linnaeus.data.images.decode import FORMATS, INSPECTED, inspect
 from linnaeus.data.images.hashing import ALL_WINDOWS, FLAT, MIN_SIDE, ORIENTATIONS, content_window, difference_hashes
-from linnaeus.data.images.resize import Upright, with_channels
+from linnaeus.data.images.resize import UprightImage, with_channels
 
 SIDE = 32  # side of the thumbnail by which images are compared, in pixels
 SHORT = 256  # short side at which sharpness is measured, in pixels; smaller images are not enlarged
@@ -73,10 +73,10 @@ def page_count(source: str | bytes, form: str) -> int:
 def pixel_statistics(pixels: np.ndarray) -> np.ndarray:
     """(h, w[, C]) uint8 -> a row of STATISTICS, of shape ()."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    return statistics_of(Upright(image, image.size, (0, 0, *image.size)))
+    return statistics_of(UprightImage(image, image.size, (0, 0, *image.size)))
 
 
-def statistics_of(upright: Upright) -> np.ndarray:
+def statistics_of(upright: UprightImage) -> np.ndarray:
     """A row of STATISTICS, of shape (), with one page."""
     image, (width, height) = upright.image, upright.size
     row = np.zeros((), STATISTICS)

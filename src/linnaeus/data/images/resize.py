@@ -53,7 +53,7 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
-class Upright:
+class UprightImage:
     """An upright image of mode RGB or L. Decoded at a reduced size, its last column and row may be partly empty."""
 
     image: Image.Image
@@ -83,7 +83,7 @@ def fit_row(array: np.ndarray, spec: RowSpec) -> np.ndarray:
         return array[:, :, None] if array.ndim == 2 else array
     image = Image.fromarray(np.ascontiguousarray(array.reshape(height, width) if gray else array))
     image = with_channels(image, spec.channels)
-    return pixels(resize(Upright(image, image.size, (0, 0, width, height)), spec))
+    return pixels(resize(UprightImage(image, image.size, (0, 0, width, height)), spec))
 
 
 def is_row(height: int, width: int, spec: RowSpec) -> bool:
@@ -105,7 +105,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L")
 
 
-def resize(upright: Upright, spec: RowSpec) -> Image.Image:
+def resize(upright: UprightImage, spec: RowSpec) -> Image.Image:
     """Resize an image of mode L or RGB to a row. The shape follows from the size before decoding reduced it."""
     image, (width, height), box = upright.image, upright.size, upright.box
     size, how = spec.size, RESAMPLING[spec.interpolation]
