@@ -15,7 +15,7 @@ from linnaeus.augment import filters as passes
 from linnaeus.augment import pipeline as augment
 from linnaeus.augment.color import draw_factors, hue_rotation
 from linnaeus.augment.filters import draw_erasures
-from linnaeus.augment.geometry import AFFINE, PAD, ROTATE, draw_maps
+from linnaeus.augment.geometry import AFFINE, PAD, ROTATE, draw_affine_transforms
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.augment.random import uniforms
 from linnaeus.augment.trivial_augment import BINS, OPERATIONS, STRENGTHS, Trivial, draw_trivial
@@ -93,7 +93,7 @@ def test_shift_scale_and_rotation_together(v2: Any, index: int) -> None:
 def test_resized_crop(v2: Any, index: int) -> None:
     row = image(70, 90)
     mine = ours(Augment(crop_scale=(0.08, 1.0)), row, index=index)
-    maps = draw_maps(Augment(crop_scale=(0.08, 1.0)), np.array([(70, 90)]), SIZE, 0, 0, np.array([index]))
+    maps = draw_affine_transforms(Augment(crop_scale=(0.08, 1.0)), np.array([(70, 90)]), SIZE, 0, 0, np.array([index]))
     left, top, width, height = maps.boxes[0].tolist()
     theirs = v2.functional.resized_crop(chw(row), top, left, height, width, [SIZE, SIZE])
     assert torch.equal(mine.round(), theirs.float())
@@ -270,7 +270,7 @@ def test_the_test_of_distributions_can_fail() -> None:
 @pytest.mark.parametrize("shape", [(256, 341), (500, 120), (64, 64)])
 def test_resized_crops_are_distributed_as_torchvisions(v1: Any, shape: tuple[int, int]) -> None:
     spec = Augment(crop_scale=(0.08, 1.0))
-    boxes = draw_maps(spec, np.tile(shape, (N, 1)), 224, 0, 0, np.arange(N)).boxes
+    boxes = draw_affine_transforms(spec, np.tile(shape, (N, 1)), 224, 0, 0, np.arange(N)).boxes
     torch.manual_seed(0)
     canvas = torch.zeros(3, *shape)
     theirs = np.array([v1.RandomResizedCrop.get_params(canvas, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(N)])
@@ -283,14 +283,14 @@ def test_resized_crops_are_distributed_as_torchvisions(v1: Any, shape: tuple[int
 def test_the_fallback_of_resized_crops_is_torchvisions(v1: Any) -> None:
     """No random crop fits into a strip, so it gets the central crop of the widest or narrowest ratio allowed."""
     for shape in ((1000, 20), (20, 1000), (11, 900)):
-        maps = draw_maps(Augment(crop_scale=(0.9, 1.0)), np.array([shape]), 32, 0, 0, np.array([0]))
+        maps = draw_affine_transforms(Augment(crop_scale=(0.9, 1.0)), np.array([shape]), 32, 0, 0, np.array([0]))
         top, left, height, width = v1.RandomResizedCrop.get_params(torch.zeros(3, *shape), [0.9, 1.0], [3 / 4, 4 / 3])
         assert maps.boxes[0].tolist() == [left, top, width, height]
 
 
 def test_affine_is_distributed_as_torchvisions(v1: Any) -> None:
     spec = Augment(rotate=45, shift=0.1, scale=(0.8, 1.25))
-    maps = draw_maps(spec, np.full((N, 2), 224), 224, 0, 0, np.arange(N))
+    maps = draw_affine_transforms(spec, np.full((N, 2), 224), 224, 0, 0, np.arange(N))
     zoom = 1 / np.sqrt(np.linalg.det(maps.linear))
     degrees = np.degrees(np.arctan2(maps.linear[:, 1, 0], maps.linear[:, 0, 0]))
     shift = -np.einsum("nij,nj->ni", np.linalg.inv(maps.linear), maps.offset - 112)
@@ -304,7 +304,7 @@ def test_affine_is_distributed_as_torchvisions(v1: Any) -> None:
 
 
 def test_padded_crops_are_distributed_as_torchvisions(v1: Any) -> None:
-    boxes = draw_maps(Augment(pad_crop=4), np.full((N, 2), 32), 32, 0, 0, np.arange(N)).boxes
+    boxes = draw_affine_transforms(Augment(pad_crop=4), np.full((N, 2), 32), 32, 0, 0, np.arange(N)).boxes
     torch.manual_seed(0)
     theirs = np.array([v1.RandomCrop.get_params(torch.zeros(3, 40, 40), (32, 32))[:2] for _ in range(N)]) - 4
     assert boxes[:, :2].min() == -4

@@ -14,7 +14,7 @@ import torch
 from reference import torchvision
 
 from linnaeus.augment import threads as workers
-from linnaeus.augment.geometry import draw_maps
+from linnaeus.augment.geometry import draw_affine_transforms
 from linnaeus.augment.layout import Scratch
 from linnaeus.augment.pipeline import Augmentation, center_crop, uniforms
 from linnaeus.augment.resample import Warp
@@ -245,7 +245,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 def test_rows_warped_together_equal_rows_warped_one_by_one() -> None:
     """The code for a GPU, which warps all rows in the frame of the batch, run on the CPU with random padding."""
     shapes, batch = np.array(RAGGED), rows(RAGGED, spare=5, fill=255)
-    maps = draw_maps(Augment(rotate=45, scale=(0.5, 1.5)), shapes, 32, 0, 0, np.arange(6))
+    maps = draw_affine_transforms(Augment(rotate=45, scale=(0.5, 1.5)), shapes, 32, 0, 0, np.arange(6))
     scratch = Scratch(batch.device)
     ways = [Warp(maps, batch, shapes, 32, apart)(batch, slice(0, 6), scratch).clone() for apart in (True, False)]
     torch.testing.assert_close(ways[1], ways[0], rtol=0, atol=0.02)

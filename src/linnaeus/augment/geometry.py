@@ -24,7 +24,7 @@ CUT, RESIZE, WARP = range(3)
 
 
 @dataclass(frozen=True)
-class Maps:
+class AffineTransforms:
     """N maps from a size x size output to the rows, and the cheapest operation for each."""
 
     linear: np.ndarray  # (N, 2, 2) float64, acting on (x, y)
@@ -33,11 +33,13 @@ class Maps:
     flips: np.ndarray  # (N, 2) bool, in x and in y, if the map is axis-aligned
     kinds: np.ndarray  # (N,) CUT: whole pixels, not resized; RESIZE: a box of whole pixels inside the row; or WARP
 
-    def select(self, which: np.ndarray | slice) -> Maps:
-        return Maps(self.linear[which], self.offset[which], self.boxes[which], self.flips[which], self.kinds[which])
+    def select(self, which: np.ndarray | slice) -> AffineTransforms:
+        return AffineTransforms(
+            self.linear[which], self.offset[which], self.boxes[which], self.flips[which], self.kinds[which]
+        )
 
 
-def plan(linear: np.ndarray, offset: np.ndarray, size: int, shapes: np.ndarray) -> Maps:
+def plan(linear: np.ndarray, offset: np.ndarray, size: int, shapes: np.ndarray) -> AffineTransforms:
     """Find the maps that need no general resampling. shapes (N, 2) as (height, width)."""
     diagonal = linear[:, [0, 1], [0, 1]]
     extent = np.abs(diagonal) * size
@@ -48,7 +50,7 @@ def plan(linear: np.ndarray, offset: np.ndarray, size: int, shapes: np.ndarray) 
     straight &= (np.abs(exact - boxes) < EXACT).all(1)
     inside = (corner >= 0).all(1) & (corner + extent <= shapes[:, ::-1]).all(1)
     kinds = np.where(straight & (extent == size).all(1), CUT, np.where(straight & inside, RESIZE, WARP))
-    return Maps(linear, offset, boxes, diagonal < 0, kinds)
+    return AffineTransforms(linear, offset, boxes, diagonal < 0, kinds)
 
 
 def center_boxes(shapes: np.ndarray, size: int) -> np.ndarray:
@@ -96,7 +98,7 @@ def padded_crops(pad: int, shapes: np.ndarray, size: int, u: np.ndarray) -> np.n
     return np.where(spare >= 0, anywhere, center_boxes(shapes, size))
 
 
-def draw_maps(
+def draw_affine_transforms(
     spec: Augment,
     shapes: np.ndarray,
     size: int,
@@ -104,7 +106,7 @@ def draw_maps(
     epoch: int,
     indices: np.ndarray,
     trivial: Trivial | None = None,
-) -> Maps:
+) -> AffineTransforms:
     """Draw the map of each sample: crop, rotate, scale and shift, flip, then TrivialAugment's geometry.
 
     The maps go from output to input and each step undoes one change, so the matrices multiply in this order.
@@ -138,7 +140,7 @@ def draw_maps(
         flips = np.less(uniforms(seed, epoch, indices, 2, FLIP), [spec.hflip, spec.vflip])
         then(np.where(flips, -1.0, 1.0)[:, :, None] * np.eye(2))
     if trivial is not None:
-        then(*trivial_maps(trivial, size))
+        then(*trivial_transforms(trivial, size))
     return plan(linear, offset, size, shapes)
 
 
@@ -148,7 +150,7 @@ def rotation(degrees: np.ndarray) -> np.ndarray:
     return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
 
 
-def trivial_maps(trivial: Trivial, size: int) -> tuple[np.ndarray, np.ndarray]:
+def trivial_transforms(trivial: Trivial, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Shear about the top left corner, translation, rotation about the center -> linear (N, 2, 2), offset (N, 2)."""
     linear = rotation(trivial.pick("rotate", 0.0))
     shear = np.stack([trivial.pick("shear_x", 0.0), trivial.pick("shear_y", 0.0)], axis=1)

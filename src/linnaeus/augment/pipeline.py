@@ -22,7 +22,7 @@ from torch import Tensor
 from linnaeus.augment.color import Finish, color_matrices, draw_factors
 from linnaeus.augment.crops import EpochCrops, draw_crops, only_crops
 from linnaeus.augment.filters import apply_filters, draw_erasures, draw_filters, erase
-from linnaeus.augment.geometry import WARP, center_boxes, draw_maps
+from linnaeus.augment.geometry import WARP, center_boxes, draw_affine_transforms
 from linnaeus.augment.layout import Scratch, take, to_device, together
 from linnaeus.augment.random import uniforms
 from linnaeus.augment.resample import Warp, cut, straight
@@ -73,7 +73,7 @@ class Augmentation:
         # Random numbers depend on the number of the sample, never on the place in the batch.
         shapes, indices = _on_host(shapes), np.asarray(indices)
         trivial = draw_trivial(self.seed, epoch, indices) if spec.trivial_augment else None
-        maps = draw_maps(spec, shapes, size, self.seed, epoch, indices, trivial)
+        maps = draw_affine_transforms(spec, shapes, size, self.seed, epoch, indices, trivial)
         passes = draw_filters(spec, self.seed, epoch, indices, trivial)
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linnaeus.augment.geometry import RESIZE, Maps
+from linnaeus.augment.geometry import RESIZE, AffineTransforms
 from linnaeus.augment.layout import Scratch, to_device, together
 
 
@@ -49,7 +49,7 @@ def _cut_windows(pixels: Tensor, corners: np.ndarray, size: int) -> Tensor:
     return windows[torch.arange(len(pixels), device=pixels.device), top, left]
 
 
-def straight(pixels: Tensor, shapes: np.ndarray, maps: Maps, size: int) -> Tensor:
+def straight(pixels: Tensor, shapes: np.ndarray, maps: AffineTransforms, size: int) -> Tensor:
     """Cut or resize, then flip: for maps of kind CUT or RESIZE, one kind per call.
 
     pixels (N, H, W, C) uint8 -> (N, size, size, C) uint8. A box that shrinks is antialiased.
@@ -85,7 +85,7 @@ class Warp:
     and moved to the device once.
     """
 
-    def __init__(self, maps: Maps, pixels: Tensor, shapes: np.ndarray, size: int, apart: bool):
+    def __init__(self, maps: AffineTransforms, pixels: Tensor, shapes: np.ndarray, size: int, apart: bool):
         """`apart`: each row is measured in its own frame, as a CPU does it, where rows go one by one unless alike. The
         rounding of coordinates, and so every bit of the result, then does not depend on the rows beside it. Otherwise
         all rows go together in the batch's frame."""
