@@ -19,8 +19,8 @@ from torch import nn
 
 from linnaeus.data.batches import Batches
 from linnaeus.data.class_names import class_name
-from linnaeus.data.images.color_loss import ColorLoss
 from linnaeus.data.images.decode import UnreadableError
+from linnaeus.data.images.discarded_color import DiscardedColor
 from linnaeus.device import choose_device, steady_heap
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup
 from linnaeus.errors import UserError
@@ -65,7 +65,7 @@ class Classifier:
         self.device = run.device
         self.classes, self.names = about.classes, about.names
         self.preprocessing = about.preprocessing
-        self.color = ColorLoss(about.preprocessing.load)
+        self.color = DiscardedColor(about.preprocessing.load)
         self.several = about.task == "multi-label"  # an image may have several labels, or none
         stored = None if about.calibration is None else read_calibration(describe(about), str(path))
         self.calibration = stored if isinstance(stored, Calibration) else None

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import IO, Any, TypeVar
 
-from linnaeus.data.images.color_loss import watch
 from linnaeus.data.images.decode import RowSpec, UnreadableError, load_row, read_header
+from linnaeus.data.images.discarded_color import watch
 from linnaeus.data.images.formats import formats
 
 T = TypeVar("T")

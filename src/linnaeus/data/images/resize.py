@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from linnaeus.data.images.color_loss import note
+from linnaeus.data.images.discarded_color import note
 from linnaeus.errors import UserError
 
 MAX_ASPECT = 4

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny import write_idx, write_recipe
 
-from linnaeus.data.images.color_loss import ColorLoss, is_colored
 from linnaeus.data.images.decode import load_row
+from linnaeus.data.images.discarded_color import DiscardedColor, is_colored
 from linnaeus.data.images.resize import RowSpec
 from linnaeus.inference.classifier import load
 from linnaeus.training.run import Run, train
@@ -62,7 +62,7 @@ def test_python_warns_once_a_call(run: Run, photos: Path):
 
 def test_a_color_model_loses_no_color(photos: Path):
     spec = RowSpec(32, channels=3)
-    loss: ColorLoss = ColorLoss(lambda path: load_row(path, spec))
+    loss: DiscardedColor = DiscardedColor(lambda path: load_row(path, spec))
     loss.load(str(photos / "0" / "a.png"))
     assert loss.take_line() == ""
 

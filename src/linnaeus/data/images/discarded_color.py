@@ -20,8 +20,8 @@ SAMPLE = 64  # images of an evaluation that are looked at again for their color
 _watching: ContextVar[list[bool] | None] = ContextVar("_watching", default=None)
 
 
-class ColorLoss:
-    """Decodes images and counts those whose color was lost. Can be used by several threads."""
+class DiscardedColor:
+    """Decodes images and counts those whose color was discarded. Can be used by several threads."""
 
     def __init__(self, load: Callable[[Any], np.ndarray]):
         self._load, self._lock = load, threading.Lock()
