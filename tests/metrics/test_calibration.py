@@ -31,7 +31,7 @@ from linnaeus.metrics.calibration import (
     fit_temperature,
     reliability_diagram,
 )
-from linnaeus.metrics.mix import different_mix
+from linnaeus.metrics.label_shift import label_shift
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.ood import choose_thresholds as choose_limits
 from linnaeus.metrics.outputs import Outputs, softmax
@@ -336,15 +336,15 @@ def test_the_test_holds_among_images_that_are_not_unknown():
 def test_other_shares_of_the_classes_are_said():
     """A limit of 2 % that was fitted on 50 to 50 says nothing of the answers that name a class of 5 %."""
     even, names = np.array([50, 50]), ("benign", "malignant")
-    said = different_mix(even, np.array([190, 10]), names)
+    said = label_shift(even, np.array([190, 10]), names)
     assert said.startswith("malignant is 5.0 % of these images, and was 50.0 % of those that calibrated the model")
-    assert different_mix(even, np.array([110, 90]), names) == "", "a small difference"
-    assert different_mix(even, np.array([5, 1]), names) == "", "so few images show nothing"
-    assert different_mix(even, np.array([190, 10]), names, units=6) == "", "nor do so few patients"
-    assert different_mix(np.zeros(2, np.int64), even, names) == "", "an unknown mix"
+    assert label_shift(even, np.array([110, 90]), names) == "", "a small difference"
+    assert label_shift(even, np.array([5, 1]), names) == "", "so few images show nothing"
+    assert label_shift(even, np.array([190, 10]), names, units=6) == "", "nor do so few patients"
+    assert label_shift(np.zeros(2, np.int64), even, names) == "", "an unknown mix"
     many = np.r_[np.full(40, 2), 20]
-    assert different_mix(many, many, [""] * 41) == ""
-    assert different_mix(many, np.r_[np.full(40, 2), 0], [str(k) for k in range(41)]).startswith("40 is 0.0 %")
+    assert label_shift(many, many, [""] * 41) == ""
+    assert label_shift(many, np.r_[np.full(40, 2), 0], [str(k) for k in range(41)]).startswith("40 is 0.0 %")
     out = simulated(400, 1.8)
     found = Calibration.fit(out, "valid", 1)
     assert found.class_counts == tuple(np.bincount(out.labels, minlength=5).tolist())

@@ -26,7 +26,7 @@ from linnaeus.inference.verdicts import Verdicts
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
-from linnaeus.metrics.mix import different_mix
+from linnaeus.metrics.label_shift import label_shift
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
@@ -190,7 +190,7 @@ def _warn_of_images(classifier: Classifier, images: LabeledImages, outputs: Outp
     if calibration is None or images.calibrated_on or len(calibration.class_counts) != classes:
         return
     counts = np.bincount(outputs.labels, minlength=classes)
-    if line := different_mix(np.array(calibration.class_counts), counts, classifier.names, outputs.group_count):
+    if line := label_shift(np.array(calibration.class_counts), counts, classifier.names, outputs.group_count):
         console.warn(line)
 
 

@@ -1,4 +1,4 @@
-"""Whether the classes of images have other shares than those of the images that calibrated a model.
+"""Label shift: whether the classes of images have other shares than in the images that calibrated a model.
 
 Probabilities and the share of wrong answers hold for one mix of classes. Of two kinds of flowers at 50 to 50, 4 % of
 the answers that the model was sure of were wrong. At 95 to 5 the share was the same, but of the answers that named the
@@ -20,9 +20,7 @@ SMALLEST_DIFFERENCE = 0.1
 FEWEST = 5  # images of a class for the approximation of the test; smaller classes are tested as one
 
 
-def different_mix(
-    calibrated: np.ndarray, measured: np.ndarray, names: Sequence[str], units: float | None = None
-) -> str:
+def label_shift(calibrated: np.ndarray, measured: np.ndarray, names: Sequence[str], units: float | None = None) -> str:
     """What to say where the classes have other shares, by their numbers of images, (classes,) each; else empty.
 
     `units`: number of independent groups of the measured images; None where each image stands alone.
