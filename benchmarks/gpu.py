@@ -24,7 +24,7 @@ from plain import machine
 from torch import Tensor, nn
 
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, InMemoryRows, Sampling
 from linnaeus.distributed.engine import Engine
 from linnaeus.models import Network, create
 from linnaeus.preprocess import Preprocessing
@@ -125,9 +125,11 @@ def phase_run(name: str, images: Tensor, labels: np.ndarray, batch: int, compile
     changes = Augmentation(Augment(pad_crop=PAD, hflip=0.5), size=size, mean=MEAN, std=STD, seed=0)
     # As by hand, where the last, shorter batch is dropped.
     whole = len(images) - len(images) % batch
-    train = Batches(Resident(images[:whole]), labels[:whole], batch=batch, device=CUDA, sampling=Sampling(shuffle=True))
+    train = Batches(
+        InMemoryRows(images[:whole]), labels[:whole], batch=batch, device=CUDA, sampling=Sampling(shuffle=True)
+    )
     train.draw_epoch = partial(changes.draw_epoch, images[:whole])
-    valid = Batches(Resident(images[:batch]), labels[:batch], batch=batch, device=CUDA)
+    valid = Batches(InMemoryRows(images[:batch]), labels[:batch], batch=batch, device=CUDA)
     preprocessing = Preprocessing(resize=size, size=size, mean=MEAN, std=STD)
     net = TrainablePart(network(name, size))
     run = PhaseRun(
@@ -143,8 +145,8 @@ def phase_run(name: str, images: Tensor, labels: np.ndarray, batch: int, compile
 
 def head_run(net: Network, features: Tensor, labels: np.ndarray, classes: int, epochs: int) -> PhaseRun:
     phase = Phase.model_validate({"train": ["head"], "epochs": epochs, "batch": 64, "lr": 1e-3, "optimizer": "adam"})
-    train = Batches(Resident(features), labels, batch=64, device=CUDA, sampling=Sampling(shuffle=True))
-    valid = Batches(Resident(features[:171]), labels[:171], batch=256, device=CUDA)
+    train = Batches(InMemoryRows(features), labels, batch=64, device=CUDA, sampling=Sampling(shuffle=True))
+    valid = Batches(InMemoryRows(features[:171]), labels[:171], batch=256, device=CUDA)
     take = lambda batch, epoch: stored(batch)
     return PhaseRun(phase, TrainablePart(net, "head"), Stream(train, take), Stream(valid, take), classes)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from linnaeus.augment.crops import EpochCrops, draw_crops
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, InMemoryRows, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.models import wrap
 from linnaeus.recipe import Augment, Phase
@@ -59,7 +59,7 @@ def drawn_for_a_device(changes: Augmentation, draws: np.ndarray, epoch: int) -> 
 
 def phase_run(steps: int, batch: int, epochs_at_once: bool) -> PhaseRun:
     """The phase, augmented in one of the two ways."""
-    rows = Resident(torch.zeros(steps * batch, SIDE, SIDE, 3, dtype=torch.uint8))
+    rows = InMemoryRows(torch.zeros(steps * batch, SIDE, SIDE, 3, dtype=torch.uint8))
     labels = np.arange(len(rows)) % CLASSES
     batches = Batches(rows, labels, batch=batch, device=CPU, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=1, hflip=0.5), size=SIDE, mean=[0.5] * 3, std=[0.25] * 3, seed=0)

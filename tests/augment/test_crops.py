@@ -10,7 +10,7 @@ import torch
 
 from linnaeus.augment.crops import EpochCrops, draw_crops, only_crops
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, InMemoryRows, Sampling
 from linnaeus.recipe import Augment
 
 SHAPE = (36, 32)
@@ -45,7 +45,7 @@ def test_other_augmentations_take_the_general_way():
 
 def test_an_epoch_reads_nothing_back_from_the_device():
     """The meta device has no values, so whatever reads one, such as `.item()` or `.cpu()`, raises."""
-    rows = Resident(torch.empty(100, *SHAPE, 3, dtype=torch.uint8, device="meta"))
+    rows = InMemoryRows(torch.empty(100, *SHAPE, 3, dtype=torch.uint8, device="meta"))
     batches = Batches(
         rows, np.arange(100) % 3, batch=32, device=torch.device("meta"), sampling=Sampling(shuffle=True, seed=1)
     )
@@ -64,7 +64,7 @@ def test_a_resumed_epoch_has_the_crops_of_the_whole_one(planned_from: int, monke
     monkeypatch.setattr("linnaeus.data.batches.PLANNED_FROM", planned_from)
     rows = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (100, *SHAPE, 3), dtype=np.uint8))
     batches = Batches(
-        Resident(rows),
+        InMemoryRows(rows),
         np.arange(100) % 3,
         batch=32,
         device=torch.device("cpu"),
@@ -93,7 +93,7 @@ def test_a_resumed_epoch_has_the_crops_of_the_whole_one(planned_from: int, monke
 
 def test_an_error_in_the_planning_thread_is_raised_where_the_plan_is_needed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("linnaeus.data.batches.PLANNED_FROM", 1)
-    rows = Resident(torch.zeros(8, 4, 4, 1, dtype=torch.uint8))
+    rows = InMemoryRows(torch.zeros(8, 4, 4, 1, dtype=torch.uint8))
     batches = Batches(rows, np.arange(8), batch=4, device=torch.device("cpu"))
 
     def draw(draws: np.ndarray, epoch: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.console import Console
-from linnaeus.data.batches import Batches, Resident
+from linnaeus.data.batches import Batches, InMemoryRows
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError
 from linnaeus.models import create
@@ -55,7 +55,7 @@ def phase_run(compiled: bool, n: int = 20, epochs: int = 2) -> PhaseRun:
     """A small network on random images; batches of 8, so that the last one has 4."""
     torch.manual_seed(0)
     images, labels = torch.rand(n, 1, 28, 28), np.arange(n) % 3
-    batches = Batches(Resident(images), labels, batch=8, device=torch.device("cpu"))
+    batches = Batches(InMemoryRows(images), labels, batch=8, device=torch.device("cpu"))
     stream = Stream(batches, lambda batch, epoch: batch.pixels)
     phase = Phase.model_validate({"epochs": epochs, "batch": 8, "lr": 0.01})
     net = create("mini_resnet", 3, 1, widths=[4, 4, 4])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linnaeus.augment.pipeline import Augmentation
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, InMemoryRows, Sampling
 from linnaeus.distributed.engine import Engine
 from linnaeus.models import Network, create, wrap
 from linnaeus.recipe import Augment, Phase
@@ -128,9 +128,9 @@ def gpu_run(net: Network, n: int = 330, batch: int = 32, epochs: int = 3) -> Pha
     images = torch.from_numpy(rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8)).to(cuda)
     labels = rng.integers(0, 4, n)
     changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=16, mean=[0.5] * 3, std=[0.25] * 3, seed=0)
-    train = Batches(Resident(images), labels, batch=batch, device=cuda, sampling=Sampling(shuffle=True))
+    train = Batches(InMemoryRows(images), labels, batch=batch, device=cuda, sampling=Sampling(shuffle=True))
     train.draw_epoch = partial(changes.draw_epoch, images)
-    valid = Batches(Resident(images[:40]), labels[:40], batch=40, device=cuda)
+    valid = Batches(InMemoryRows(images[:40]), labels[:40], batch=40, device=cuda)
     phase = Phase.model_validate({"epochs": epochs, "batch": batch, "lr": 0.05, "optimizer": "sgd", "ema": 0.9})
     stream = Stream(train, partial(augmented, changes))
     return PhaseRun(

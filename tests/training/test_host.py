@@ -16,7 +16,7 @@ from tiny import CPU, mini, phase, phase_run, samples, settings, stream
 from linnaeus.augment.crops import draw_crops
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.console import Console
-from linnaeus.data.batches import Batches, Resident, Sampling
+from linnaeus.data.batches import Batches, InMemoryRows, Sampling
 from linnaeus.distributed.engine import Engine, seed_step
 from linnaeus.recipe import Augment, Recipe
 from linnaeus.training.loop import BufferBackup, Step, _Loop, fit
@@ -33,7 +33,7 @@ def test_the_steps_of_an_epoch_read_nothing_from_the_device(optimizer: str):
     """On the meta device, which has no values: `.item()`, `.cpu()`, `.tolist()` and `float()` raise there."""
     engine = Engine("cpu", "32")
     engine.device = torch.device("meta")
-    rows = Resident(torch.empty(96, 32, 32, 1, dtype=torch.uint8, device="meta"))
+    rows = InMemoryRows(torch.empty(96, 32, 32, 1, dtype=torch.uint8, device="meta"))
     batches = Batches(rows, np.arange(96) % 3, batch=16, device=engine.device, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=28, mean=[0.0], std=[1.0], seed=0)
 
@@ -97,7 +97,7 @@ def test_a_phase_reads_no_tensor_between_its_first_step_and_validation(
         return call
 
     images, labels = samples(96)
-    rows = Resident(torch.from_numpy(images[..., None]))
+    rows = InMemoryRows(torch.from_numpy(images[..., None]))
     batches = Batches(rows, labels, batch=16, device=CPU, sampling=Sampling(shuffle=True))
     changes = Augmentation(Augment(pad_crop=2, hflip=0.5), size=28, mean=[0.0], std=[1.0], seed=0)
     batches.draw_epoch = lambda draws, epoch: draw_crops(changes.spec, (28, 28), 28, 0, epoch, draws, CPU)

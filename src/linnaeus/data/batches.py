@@ -31,7 +31,7 @@ class Rows(Protocol):
         ...
 
 
-class Resident:
+class InMemoryRows:
     """Rows of one shape held entirely in device memory, so that a batch is a single index operation there."""
 
     def __init__(self, tensor: Tensor):
@@ -184,7 +184,7 @@ class Batches:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from number `start` on. Closing the iterator early ends the prefetching thread."""
-        if isinstance(self.rows, Resident):
+        if isinstance(self.rows, InMemoryRows):
             return self._look_up(self.rows, epoch, start)
         return self._prefetch(self._parts(epoch)[start:], epoch)
 
@@ -210,7 +210,7 @@ class Batches:
         """Row of each sample in this epoch: a different view each epoch, and not the same one for all samples."""
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
-    def _look_up(self, rows: Resident, epoch: int, start: int) -> Iterator[Batch]:
+    def _look_up(self, rows: InMemoryRows, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of resident rows, from number `start` on, while a thread plans the next epoch."""
         planned, self._next = self._next, None
         plan = planned[1].result() if planned is not None and planned[0] == epoch else self._plan(epoch)

@@ -32,7 +32,7 @@ from linnaeus.stores.activations import (
     image_stores,
 )
 from linnaeus.stores.distributed import build_with_group
-from linnaeus.stores.resident import in_memory
+from linnaeus.stores.in_memory import in_memory
 from linnaeus.stores.samples import EarlierRows, Samples
 from linnaeus.stores.takeover import PartlyStored
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.cache import OverBudgetError
 from linnaeus.console import duration
-from linnaeus.data.batches import Batch, Batches, Partition, Resident, Rows, Sampling, Subset
+from linnaeus.data.batches import Batch, Batches, InMemoryRows, Partition, Rows, Sampling, Subset
 from linnaeus.inference.feature_batches import exact_stages
 from linnaeus.models.executors import Executor
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.activations import ActivationStore
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages, Prepare, stored
-from linnaeus.stores.resident import on_device
+from linnaeus.stores.in_memory import on_device
 from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phase import Stream
@@ -127,13 +127,13 @@ class Streams:
         if not self.frozen_body or not (last.augment is None or last.views):
             return None
         rows = self._train_activations(len(self.phases) - 1, self.frozen.model.stages[-1]).batches.rows
-        return rows if isinstance(rows, Resident | ActivationStore) else None
+        return rows if isinstance(rows, InMemoryRows | ActivationStore) else None
 
     def _augmented_pixels(self, phase: Phase) -> Stream:
         """Training images, augmented anew in every epoch."""
         augmentation = self._augment(phase)
         batches = self._train_batches(phase, on_device(self.train.rows, self.device), 1)
-        if isinstance(batches.rows, Resident):
+        if isinstance(batches.rows, InMemoryRows):
             batches.draw_epoch = partial(augmentation.draw_epoch, batches.rows.tensor)
         return Stream(batches, partial(augmented, augmentation))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from linnaeus.data.batches import Resident, Rows
+from linnaeus.data.batches import InMemoryRows, Rows
 from linnaeus.device import free_memory
 from linnaeus.stores.activations import ActivationStore
 from linnaeus.stores.pixelstore import PixelStore
@@ -18,7 +18,7 @@ def in_memory(store: ActivationStore, device: torch.device) -> Rows:
     """All rows of the store in the device's memory where there is room, else the store on the disk."""
     if store.nbytes > (SMALL if device.type == "cpu" else RESIDENT * free_memory(device)):
         return store
-    return Resident(torch.from_numpy(np.array(store.array)).to(device))
+    return InMemoryRows(torch.from_numpy(np.array(store.array)).to(device))
 
 
 def on_device(rows: Rows, device: torch.device) -> Rows:
@@ -28,4 +28,4 @@ def on_device(rows: Rows, device: torch.device) -> Rows:
     if rows.nbytes > RESIDENT * free_memory(device):
         return rows
     pixels, _ = rows.gather(np.arange(len(rows)))
-    return Resident(torch.from_numpy(pixels).to(device))
+    return InMemoryRows(torch.from_numpy(pixels).to(device))
