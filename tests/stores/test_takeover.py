@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linnaeus.models.executors import Executor
 from linnaeus.stores.activations import ActivationStore
-from linnaeus.stores.takeover import PartlyStored
+from linnaeus.stores.reuse import PartlyStored
 
 ROWS = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float16)
 

@@ -33,8 +33,8 @@ from linnaeus.stores.activations import (
 )
 from linnaeus.stores.distributed import build_with_group
 from linnaeus.stores.in_memory import in_memory
+from linnaeus.stores.reuse import PartlyStored
 from linnaeus.stores.samples import EarlierRows, Samples
-from linnaeus.stores.takeover import PartlyStored
 
 BATCH = 32  # images through the frozen part at once: more is not faster on a CPU
 GPU_BATCH = 256
@@ -181,7 +181,7 @@ class FrozenStages:
                 shape = self._shape(part, executor, sample[:1])
                 spec = StoreSpec(len(samples), shape, text, executor.name, images, bool(self.exact))
                 computed = _CutRows(samples, prepare, executor, self.batch, self.device)
-                source = computed if earlier is None else self._taking_over(earlier, key, computed)
+                source = computed if earlier is None else self._reusing(earlier, key, computed)
                 with self.console.progress(f"{label}, {part.title}") as advance:
                     build_with_group(self.group, source, spec, self.cache, advance)
                 store = find_activations(len(samples), text, self.cache)
@@ -196,7 +196,7 @@ class FrozenStages:
         with torch.no_grad():
             return tuple((part(image) if self.exact else executor(image)).shape[1:])
 
-    def _taking_over(self, earlier: EarlierRows, key: dict[str, Any], computed: _CutRows) -> RowSource:
+    def _reusing(self, earlier: EarlierRows, key: dict[str, Any], computed: _CutRows) -> RowSource:
         """Rows from the store of an earlier run where it has them; `computed` alone where there is no such store."""
         earlier_key = {name: value for name, value in key.items() if name != "taken over"}
         if "taken over" in key and (mark := earlier.marks.get(str(key["views"]))):

@@ -1,4 +1,4 @@
-"""Taking over stored activations of an earlier run: rows that it has are copied, and the others computed."""
+"""Reuse of stored activations of an earlier run: rows that it has are copied, and the others computed."""
 
 from __future__ import annotations
 
