@@ -31,7 +31,7 @@ from linnaeus.runs.lock import clear
 from linnaeus.runs.tracking import Tracking, check_trackers, open_tracking
 from linnaeus.stores.frozen import FrozenStages
 from linnaeus.training.checkpoint import Checkpoint, Checkpoints
-from linnaeus.training.finish.finalize import Ending, Run, finalize, say_figures
+from linnaeus.training.finish.finalize import Run, TrainingOutcome, finalize, say_figures
 from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.phases import Phases
 from linnaeus.training.recorder import RunRecorder
@@ -134,11 +134,11 @@ def _train(request: Request, session: Session, trial: Observer | None) -> Run:
     checkpoint = engine.broadcast(lambda: _last_checkpoint(prepared, checkpoints))
     with _tracking(prepared, session) as tracking:
         recorder.tracking = tracking
-        ending = _run_phases(prepared, recorder, session, checkpoints, checkpoint)
-        run = finalize(prepared, recorder, ending)
-        tracking.finish(run.figures, ending.interrupted)
+        outcome = _run_phases(prepared, recorder, session, checkpoints, checkpoint)
+        run = finalize(prepared, recorder, outcome)
+        tracking.finish(run.figures, outcome.interrupted)
     # An interrupted run stays open, so that it can be resumed.
-    if not ending.interrupted and engine.is_main:
+    if not outcome.interrupted and engine.is_main:
         prepared.folder.close()
     return run
 
@@ -157,7 +157,7 @@ def _run_phases(
     session: Session,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
-) -> Ending:
+) -> TrainingOutcome:
     """Train all phases, from the last checkpoint if there is one. Ctrl-C keeps the best model so far."""
     engine, console = prepared.engine, prepared.console
     if checkpoint is not None:
@@ -184,7 +184,7 @@ def _run_phases(
     except UnreadableError as error:  # only if images are decoded in every epoch
         raise JobError(f"{error}; it was readable when the run began. {session.workspace.advice()}") from None
     console.detail(f"{counted(checkpoints.count, 'checkpoint')} took {checkpoints.spent:.2f} s")
-    return Ending(phases.best, interrupted, session.timings, session.draw, phases.streams)
+    return TrainingOutcome(phases.best, interrupted, session.timings, session.draw, phases.streams)
 
 
 def _last_checkpoint(prepared: Prepared, checkpoints: Checkpoints) -> Checkpoint | None:

@@ -99,7 +99,7 @@ class Run:
 
 
 @dataclass
-class Ending:
+class TrainingOutcome:
     """How the training ended."""
 
     best: Best
@@ -111,24 +111,24 @@ class Ending:
     """The data of the phases, with the stored features of the training images."""
 
 
-def finalize(prepared: Prepared, recorder: RunRecorder, ending: Ending) -> Run:
+def finalize(prepared: Prepared, recorder: RunRecorder, outcome: TrainingOutcome) -> Run:
     """Evaluate the saved model; on rank 0, write everything that is made of the result."""
     started = time.perf_counter()
     # The file is read back, so that the published figures are those of what was saved.
     network, header = _saved_model(prepared, recorder)
-    evaluation = evaluated(prepared, network, header, ending.streams)
+    evaluation = evaluated(prepared, network, header, outcome.streams)
     # A second evaluation, but of few images: those without copies.
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
             prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure
         )
-        _write_results(prepared, ending, evaluation, network, header, started)
+        _write_results(prepared, outcome, evaluation, network, header, started)
     # Only rank 0 has the history and the figures without leaked images.
     trust, selection = prepared.engine.broadcast(
-        lambda: (evaluation.lines(), recorder.selection(ending.best.phase, ending.best.epoch))
+        lambda: (evaluation.lines(), recorder.selection(outcome.best.phase, outcome.best.epoch))
     )
-    figures, seconds = dict(evaluation.figures), dict(ending.timings)
-    return Run(prepared.folder.path, ending.best, figures, seconds, ending.interrupted, trust, selection)
+    figures, seconds = dict(evaluation.figures), dict(outcome.timings)
+    return Run(prepared.folder.path, outcome.best, figures, seconds, outcome.interrupted, trust, selection)
 
 
 def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, ModelFile]:
@@ -166,20 +166,20 @@ def _custom(network: Network) -> Network | None:
 
 def _write_results(
     prepared: Prepared,
-    ending: Ending,
+    outcome: TrainingOutcome,
     evaluation: AnyEvaluation,
     network: Network,
     header: ModelFile,
     started: float,
 ) -> None:
     """Write model file, predictions, metrics, plots and report."""
-    folder, chosen = prepared.folder, ending.best.figures
+    folder, chosen = prepared.folder, outcome.best.figures
     assert chosen is not None
     if warning := evaluation.difference(chosen, rounding_error(prepared)):
         prepared.console.warn(warning)
     for line in evaluation.warnings:
         prepared.console.say(line)
-    if not ending.interrupted:
+    if not outcome.interrupted:
         header.data.pop("unfinished", None)
     header.metrics = published(evaluation.figures, evaluation.without_leaks, evaluation.held_out)
     header.calibration = evaluation.calibration.to_dict()
@@ -196,18 +196,18 @@ def _write_results(
     folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
     if prepared.changes is not None:
         prepared.changes.write(folder.path)
-    ending.timings.add_since("evaluate", started)
+    outcome.timings.add_since("evaluate", started)
     rest = [line for line in evaluation.lines() if line not in evaluation.warnings]
     say_figures(evaluation.figures, rest + label_lines(folder.path), prepared.console)  # plots and report take seconds
-    ending.timings.update_total()
-    metrics = _metrics(prepared, ending, evaluation)
+    outcome.timings.update_total()
+    metrics = _metrics(prepared, outcome, evaluation)
     # Written before the plots, whose failure must not cost it, and again after each step with its duration.
     folder.write_metrics(metrics)
-    if ending.draw:
-        _draw_plots(prepared, ending, evaluation)
-        _write_seconds(prepared, ending, metrics)
-        _write_report(prepared, ending, network, header)
-        _write_seconds(prepared, ending, metrics)
+    if outcome.draw:
+        _draw_plots(prepared, outcome, evaluation)
+        _write_seconds(prepared, outcome, metrics)
+        _write_report(prepared, outcome, network, header)
+        _write_seconds(prepared, outcome, metrics)
 
 
 def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: Console) -> None:
@@ -219,16 +219,16 @@ def say_figures(figures: Mapping[str, Headline], lines: Sequence[str], console: 
         console.say(line)
 
 
-def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> dict[str, Any]:
+def _metrics(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvaluation) -> dict[str, Any]:
     """The contents of metrics.json."""
-    identity, best = prepared.identity, ending.best
+    identity, best = prepared.identity, outcome.best
     return {
         **evaluation.to_dict(),
         "source": {"path": identity.source, "kind": prepared.table.kind},
         "selected_on": "test" if prepared.recipe.data.valid == "test" else "valid",
         "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
         "epochs": len(prepared.folder.rows),
-        "interrupted": ending.interrupted,
+        "interrupted": outcome.interrupted,
         "bad_images": prepared.unreadable,
         "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
         "executors": identity.tuned.executors,
@@ -237,30 +237,30 @@ def _metrics(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> d
             for number in sorted({row.phase for row in prepared.folder.rows})
         },
         "compiled": {f"phase {number}": compiled for number, compiled in sorted(identity.tuned.compiled.items())},
-        **({"taken_over": marks} if (marks := ending.streams.taken_over()) else {}),
-        "seconds": ending.timings.rounded(),
+        **({"taken_over": marks} if (marks := outcome.streams.taken_over()) else {}),
+        "seconds": outcome.timings.rounded(),
         "hardware": hardware(prepared.engine.device),
         "versions": versions(prepared.network.arch["name"]),
         "fingerprint": identity.fingerprint,
     }
 
 
-def _draw_plots(prepared: Prepared, ending: Ending, evaluation: AnyEvaluation) -> None:
+def _draw_plots(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvaluation) -> None:
     from linnaeus.report.plots import advice  # matplotlib takes long to import
 
     started = time.perf_counter()
-    if missing := write_plots(prepared, ending.best, evaluation):
+    if missing := write_plots(prepared, outcome.best, evaluation):
         prepared.console.warn(advice(missing))
-    ending.timings.add_since("plots", started)
+    outcome.timings.add_since("plots", started)
 
 
-def _write_seconds(prepared: Prepared, ending: Ending, metrics: dict[str, Any]) -> None:
+def _write_seconds(prepared: Prepared, outcome: TrainingOutcome, metrics: dict[str, Any]) -> None:
     """Write metrics.json again, with the durations so far."""
-    ending.timings.update_total()
-    prepared.folder.write_metrics({**metrics, "seconds": ending.timings.rounded()})
+    outcome.timings.update_total()
+    prepared.folder.write_metrics({**metrics, "seconds": outcome.timings.rounded()})
 
 
-def _write_report(prepared: Prepared, ending: Ending, network: Network, header: ModelFile) -> None:
+def _write_report(prepared: Prepared, outcome: TrainingOutcome, network: Network, header: ModelFile) -> None:
     """Write report.html; an error there is a warning, because the model is complete without it.
 
     `network` and `header` are those of the model file, which is not read a second time.
@@ -278,4 +278,4 @@ def _write_report(prepared: Prepared, ending: Ending, network: Network, header: 
         prepared.console.warn(
             f"report.html was not written ({described(error)}); linnaeus report {folder.path} tries again"
         )
-    ending.timings.add_since("report", started)
+    outcome.timings.add_since("report", started)
