@@ -47,7 +47,7 @@ from linnaeus.runs.predictions import PredictionRow
 from linnaeus.stores.samples import Samples
 from linnaeus.text import percent
 from linnaeus.training.finish.rounding import decided_by_rounding
-from linnaeus.training.finish.unknown import Recognition
+from linnaeus.training.finish.unknown import FittedDetector
 
 FEWEST_MEASURING = 10
 """With fewer images, the 95 % interval of an accuracy spans about 30 percentage points or more."""
@@ -158,21 +158,23 @@ class FinalEvaluation:
         candidates: int,
         unseen: Mapping[str, np.ndarray] = NOTHING,
         target_risk: float = TARGET_RISK,
-        recognize: Callable[[dict[str, Outputs], float], Recognition] | None = None,
+        fit_detector: Callable[[dict[str, Outputs], float], FittedDetector] | None = None,
     ):
         """`outputs`: of the saved model by split. Those of `valid` chose it from `candidates` epochs.
 
         `unseen`, (n,) bool by split, are the images that chose it, fit the calibration and measure it, where not all
         do. `target_risk` is the share of wrong answers that is allowed among the images that the model is sure of.
-        `recognize` chooses, from the calibrated outputs by split and the temperature, what is unknown: such images
+        `fit_detector` chooses, from the calibrated outputs by split and the temperature, what is unknown: such images
         choose no other threshold.
         """
         self.unseen = unseen.get("valid")
         fit = kept(outputs["valid"], self.unseen)
         self.calibration = Calibration.fit(fit, "valid", candidates, target_risk)
         self.calibrated = {split: out.at(self.calibration.temperature) for split, out in outputs.items()}
-        self.recognition = None if recognize is None else recognize(self.calibrated, self.calibration.temperature)
-        limits = None if self.recognition is None else self.recognition.thresholds
+        self.fitted_detector = (
+            None if fit_detector is None else fit_detector(self.calibrated, self.calibration.temperature)
+        )
+        limits = None if self.fitted_detector is None else self.fitted_detector.thresholds
         if limits is not None:
             self.calibration = self.calibration.among_known(fit, limits)
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
@@ -203,7 +205,7 @@ class FinalEvaluation:
     def verdict(self, one: Outputs) -> str:
         """What the model answers instead of a class to the calibrated outputs of one image: `unknown`, `unsure` or
         empty."""
-        limits = None if self.recognition is None else self.recognition.thresholds
+        limits = None if self.fitted_detector is None else self.fitted_detector.thresholds
         if limits is not None and limits.unknown(one.distances, one.confidence)[0]:
             return "unknown"
         return "unsure" if is_unsure(float(one.confidence[0]), self.calibration.rule.threshold) else ""
@@ -229,7 +231,7 @@ class FinalEvaluation:
         splits = split_dicts(self.assessments, self.without_leaks)
         if self.held_out is not None:
             splits["valid"]["held_out"] = self.held_out
-        unknown = {} if self.recognition is None else {"unknown": self.recognition.to_dict()}
+        unknown = {} if self.fitted_detector is None else {"unknown": self.fitted_detector.to_dict()}
         return splits | {"calibration": calibration} | unknown
 
     def lines(self) -> list[str]:
@@ -247,7 +249,7 @@ class FinalEvaluation:
             *([] if self.held_out is None else [f"held out  {held_out_text(self.held_out)}"]),
             f"certainty {certainty(self.assessments[split], place)}",
             *([f"certainty {failure}"] if failure else []),
-            *([] if self.recognition is None else [f"unknown   {self.recognition.line()}"]),
+            *([] if self.fitted_detector is None else [f"unknown   {self.fitted_detector.line()}"]),
             f"unsure    {self.calibration.rule.brief}",
         ]
 

@@ -183,9 +183,9 @@ def _write_results(
         header.data.pop("unfinished", None)
     header.metrics = published(evaluation.figures, evaluation.without_leaks, evaluation.held_out)
     header.calibration = evaluation.calibration.to_dict()
-    if isinstance(evaluation, FinalEvaluation) and evaluation.recognition is not None:
-        header.unknown = evaluation.recognition.detector.to_dict()
-        header.unknown_tensors = evaluation.recognition.detector.tensors()
+    if isinstance(evaluation, FinalEvaluation) and evaluation.fitted_detector is not None:
+        header.unknown = evaluation.fitted_detector.detector.to_dict()
+        header.unknown_tensors = evaluation.fitted_detector.detector.tensors()
     folder.require()
     write_model(folder.model, network.state_dict(), header)
     if isinstance(evaluation, LabelEvaluation):

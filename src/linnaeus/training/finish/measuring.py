@@ -18,7 +18,13 @@ from linnaeus.runs.penalties import read_penalties
 from linnaeus.stores.frozen import stored
 from linnaeus.training.finish.evaluation import FinalEvaluation, held_out_figures
 from linnaeus.training.finish.label_evaluation import LabelEvaluation
-from linnaeus.training.finish.unknown import Recognition, recognition, references_of, training_features, with_thumbnails
+from linnaeus.training.finish.unknown import (
+    FittedDetector,
+    fit_detector,
+    references_of,
+    training_features,
+    with_thumbnails,
+)
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
@@ -38,10 +44,10 @@ def evaluated(prepared: Prepared, network: Network, header: ModelFile, streams: 
     references = references_of(features)
     thumbnails, outputs = with_thumbnails(prepared, features, _outputs(prepared, network, references))
 
-    def recognize(calibrated: dict[str, Outputs], temperature: float) -> Recognition:
-        return recognition(features, references, thumbnails, calibrated, temperature, header.classes, unseen)
+    def fit(calibrated: dict[str, Outputs], temperature: float) -> FittedDetector:
+        return fit_detector(features, references, thumbnails, calibrated, temperature, header.classes, unseen)
 
-    evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, recognize)
+    evaluation = FinalEvaluation(outputs, candidates, unseen, prepared.recipe.error or TARGET_RISK, fit)
     evaluation.names = prepared.table.names
     if [phase.head for phase in prepared.recipe.phase] == ["auto"] and not streams.body_has_seen(0):
         trials = prepared.engine.broadcast(lambda: read_penalties(prepared.folder.path).get(1, []))

@@ -1,4 +1,4 @@
-"""Recognition of unknown images at the end of a run: references from the training images, thresholds on validation."""
+"""FittedDetector of unknown images at the end of a run: references from the training images, thresholds on validation."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def balanced_sample(labels: np.ndarray, most: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Recognition:
+class FittedDetector:
     """How the model recognizes unknown images, and what was measured of it."""
 
     detector: UnknownDetector
@@ -182,7 +182,7 @@ def with_thumbnails(
     return thumbnails, outputs | counted
 
 
-def recognition(
+def fit_detector(
     features: TrainingFeatures | None,
     references: np.ndarray | None,
     thumbnails: Thumbnails | None,
@@ -190,7 +190,7 @@ def recognition(
     temperature: float,
     classes: tuple[str, ...],
     unseen: Mapping[str, np.ndarray],
-) -> Recognition:
+) -> FittedDetector:
     """Thresholds, and what they accept of each split; classes are left out in turn.
 
     Validation chooses the thresholds. Where it has too few images, and the features were not trained on the training
@@ -212,4 +212,4 @@ def recognition(
     if left_out is not None:
         measured["left_out_classes"] = left_out.to_dict(classes) | {"trained_features": trained}
     detector = UnknownDetector(thresholds, references, measured, thumbnails)
-    return Recognition(detector, left_out, trained, accepted, classes)
+    return FittedDetector(detector, left_out, trained, accepted, classes)
