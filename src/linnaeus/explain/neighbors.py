@@ -145,7 +145,7 @@ def _unit(network: Network, x: Tensor) -> Tensor:
 
 def _training(classifier: Classifier, source: str | Path) -> tuple[Table, np.ndarray, bool]:
     """(table, samples to compare with, whether the model is known to have been trained on them)."""
-    known = classifier.recognize(source)
+    known = classifier.known_images(source)
     table = known.table
     trained = np.flatnonzero(known.all() == "train")
     if len(trained):

@@ -11,7 +11,7 @@ import torch
 
 from linnaeus.data.images.decode import decode, fit_row
 from linnaeus.errors import UserError
-from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
+from linnaeus.inference.source import LabeledImages, known_images, load_labeled_images
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.parsing import recorded_source
@@ -107,7 +107,7 @@ def run_source(path: Path) -> str:
 
 def _default_split(about: ModelFile, path: Path, source: str) -> str:
     """The default split for the comparison: valid, else test, else all images."""
-    known = recognize(about, path, source)
+    known = known_images(about, path, source)
     splits = known.table.split if (known.table.split != "").any() else known.all()
     return next((split for split in ("valid", "test") if (splits == split).any()), "all")
 

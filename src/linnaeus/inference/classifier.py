@@ -33,7 +33,7 @@ from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.perceptual import AlteredCopies
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner
-from linnaeus.inference.source import LabeledImages, load_labeled_images, recognize
+from linnaeus.inference.source import LabeledImages, known_images, load_labeled_images
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.label_calibration import LabelCalibration
@@ -238,9 +238,9 @@ class Classifier:
         self.color.sample(len(images.indices), lambda k: images.table.image(int(images.indices[k])))
         return self.color.take_line()
 
-    def recognize(self, source: Any) -> KnownImages:
+    def known_images(self, source: Any) -> KnownImages:
         """The images of a source, and which of them the model was trained on."""
-        return recognize(self.about, self.path, source)
+        return known_images(self.about, self.path, source)
 
     def outputs(self, images: LabeledImages, group: ProcessGroup = SINGLE_PROCESS) -> Outputs:
         """Uncalibrated outputs for the images. Each process of `group` computes a share; all receive the result."""

@@ -140,7 +140,7 @@ def open_for_recipe(source: Any, data: Mapping[str, Any], *, lenient: bool = Fal
         return open_for_recipe(source, {**data, "split": None}, lenient=True)
 
 
-def recognize(about: ModelFile, path: Path, source: Any) -> KnownImages:
+def known_images(about: ModelFile, path: Path, source: Any) -> KnownImages:
     """The images of a source, and which of them the model at `path` was trained on."""
     data = about.recipe.get("data", {})
     table = _in_words_of(about, open_for_recipe(source, {**data, "task": about.task}, lenient=True))
@@ -182,7 +182,7 @@ def load_labeled_images(about: ModelFile, path: Path, source: Any, split: str | 
     measured only where nothing else is left. "unseen" is all but these two.
     Raises UserError if the source has a class that the model does not know, no such split, or no readable image.
     """
-    known = recognize(about, path, source)
+    known = known_images(about, path, source)
     name = known.table.source
     _check_classes(about, name, known.table.classes)
     called = _called_differently(about, name, known.table)
