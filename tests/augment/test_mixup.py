@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from linnaeus.augment.mixup import Mixing, beta_quantile, cutmix_batch, mixup_batch
+from linnaeus.augment.mixup import MixupCutmix, beta_quantile, cutmix_batch, mixup_batch
 
 CLASSES = 5
 
@@ -72,14 +72,14 @@ def test_cutmix_replaces_a_box_and_counts_its_area() -> None:
 def test_targets_sum_to_one_and_memory_stays_channels_last(ways: dict[str, Any]) -> None:
     x, labels, indices = batch()
     before = x.clone()
-    mixed, targets = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
+    mixed, targets = MixupCutmix(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
     assert torch.equal(x, before)
     assert mixed.shape == x.shape
     assert mixed.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(targets.sum(1), torch.ones(len(x)))
-    again, _ = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
+    again, _ = MixupCutmix(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
     assert torch.equal(again, mixed)
-    later, _ = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=1)
+    later, _ = MixupCutmix(CLASSES, 0, **ways)(x, labels, indices, epoch=1)
     assert torch.equal(later, mixed) is (not ways)
 
 
@@ -87,7 +87,7 @@ def test_with_both_each_batch_uses_one_of_them_at_random() -> None:
     x, labels, indices = batch(8)
     boxed = 0
     for epoch in range(200):
-        mixed, _ = Mixing(CLASSES, 0, 1.0, 1.0)(x, labels, indices, epoch=epoch)
+        mixed, _ = MixupCutmix(CLASSES, 0, 1.0, 1.0)(x, labels, indices, epoch=epoch)
         boxed += bool(((mixed == x) | (mixed == x.roll(1, 0))).all())
     assert 70 < boxed < 130
 
@@ -105,6 +105,6 @@ def test_a_batch_of_one_stays_as_it_is() -> None:
     x, labels, indices = batch(1)
     each: tuple[dict[str, Any], ...] = ({"mixup": 0.2}, {"cutmix": 1.0})
     for ways in each:
-        mixed, targets = Mixing(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
+        mixed, targets = MixupCutmix(CLASSES, 0, **ways)(x, labels, indices, epoch=0)
         assert torch.equal(mixed, x)
         assert targets.tolist() == [[1, 0, 0, 0, 0]]

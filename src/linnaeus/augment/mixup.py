@@ -22,7 +22,7 @@ KNOTS = 2049  # of the table of the inverse beta distribution: errors stay below
 
 
 @dataclass(frozen=True)
-class Mixing:
+class MixupCutmix:
     """mixup or CutMix with the given alpha; where both are above 0, each batch uses one of them, with equal chance."""
 
     classes: int

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linnaeus.augment.mixup import Mixing
+from linnaeus.augment.mixup import MixupCutmix
 from linnaeus.data.batches import Batch
 from linnaeus.data.order import part_of
 from linnaeus.distributed.engine import Engine
@@ -46,7 +46,7 @@ class Optimization:
         self.criterion = Criterion(run.phase, run.train.batches.labels, run.classes, engine.device)
         seed = run.train.batches.sampling.seed
         self.several = self.criterion.several
-        self.mixing = Mixing(run.classes, seed, run.phase.mixup, run.phase.cutmix)
+        self.mixing = MixupCutmix(run.classes, seed, run.phase.mixup, run.phase.cutmix)
         self.synced = run.phase.norms == "synced"
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.graphed = self._graphed()
