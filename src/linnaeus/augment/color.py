@@ -110,7 +110,7 @@ def hue_rotation(turns: np.ndarray) -> np.ndarray:
     return np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * third + np.sin(angle) * around
 
 
-class Finish:
+class ColorNormalization:
     """Last step of a batch: color, clipping and normalization with mean and std, in one linear map.
 
     The tables of the N samples are computed and moved to the device once. For interleaved channels they are repeated

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.augment.color import Finish, color_matrices, draw_factors
+from linnaeus.augment.color import ColorNormalization, color_matrices, draw_factors
 from linnaeus.augment.crops import EpochCrops, draw_crops, only_crops
 from linnaeus.augment.filters import apply_filters, draw_erasures, draw_filters, erase
 from linnaeus.augment.geometry import WARP, center_boxes, draw_affine_transforms
@@ -78,7 +78,7 @@ class Augmentation:
         colors = color_matrices(draw_factors(spec, self.seed, epoch, indices, trivial), channels)
         out = torch.empty(len(indices), size, size, channels, device=pixels.device)
         on_cpu = pixels.device.type == "cpu"
-        active, finish = passes.active, Finish(colors, self.mean, self.std, size, pixels.device)
+        active, finish = passes.active, ColorNormalization(colors, self.mean, self.std, size, pixels.device)
         warp = Warp(maps, pixels, shapes, size, apart=on_cpu) if (maps.kinds == WARP).any() else None
 
         # Each thread has buffers of its own.
