@@ -15,7 +15,7 @@ Progress = Callable[[int, int], None]
 PER_THREAD = 4  # values in work at once: they keep the threads busy, and more would only take memory
 
 
-def ahead(make: Callable[[], Value]) -> Future[Value]:
+def in_background(make: Callable[[], Value]) -> Future[Value]:
     """Call `make()` in a thread of its own, which does not keep the process alive as that of an executor does."""
     future: Future[Value] = Future()
 
@@ -29,7 +29,7 @@ def ahead(make: Callable[[], Value]) -> Future[Value]:
     return future
 
 
-def in_order(
+def ordered_map(
     compute: Callable[[int], Value],
     start: int,
     total: int,

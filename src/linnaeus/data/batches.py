@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linnaeus.data.background import ahead, in_order
+from linnaeus.data.background import in_background, ordered_map
 from linnaeus.data.order import chunks, order, part_of, repeats
 
 PLANNED_FROM = 4096
@@ -215,7 +215,7 @@ class Batches:
         planned, self._next = self._next, None
         plan = planned[1].result() if planned is not None and planned[0] == epoch else self._plan(epoch)
         if self.samples >= PLANNED_FROM:
-            self._next = epoch + 1, ahead(partial(self._plan, epoch + 1))
+            self._next = epoch + 1, in_background(partial(self._plan, epoch + 1))
         shapes, first = rows.shapes(len(plan.indices)), 0
         for number, (part, portion) in enumerate(plan.parts):
             s = slice(first, first + len(part))
@@ -255,7 +255,7 @@ class Batches:
         if len(parts) < 2:
             yield from map(read, range(len(parts)))
         else:
-            yield from in_order(read, 0, len(parts), threads=1, most=PREFETCHED)
+            yield from ordered_map(read, 0, len(parts), threads=1, most=PREFETCHED)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from linnaeus.cache import Cache, OverBudgetError
-from linnaeus.data.background import in_order
+from linnaeus.data.background import ordered_map
 from linnaeus.data.images.content import HASH, UNKNOWN, content_hash
 from linnaeus.data.images.decode import RowSpec, UnreadableError
 from linnaeus.data.images.resize import UprightImage
@@ -68,7 +68,7 @@ class HashedImages:
             with suppress(UnreadableError):
                 self.image(int(missing[k]))
 
-        for _ in in_order(read, 0, len(missing), available_cores()):
+        for _ in ordered_map(read, 0, len(missing), available_cores()):
             pass
         if self._read[indices].any():
             self._store(indices)

@@ -12,7 +12,7 @@ import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.archives.members import ShardMembers
-from linnaeus.data.background import Progress, in_order
+from linnaeus.data.background import Progress, ordered_map
 from linnaeus.data.images.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.images.resize import UprightImage
 
@@ -73,7 +73,7 @@ class Decoding:
             row = None if known is None else known(k)
             return self.load(k) if row is None else row
 
-        return in_order(load, start, len(self.indices), self.threads, self.progress)
+        return ordered_map(load, start, len(self.indices), self.threads, self.progress)
 
     def estimate(self) -> int:
         """Bytes that the rows will take: exact for squares, else estimated from the headers of up to 64 images."""

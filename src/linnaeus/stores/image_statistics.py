@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format
 
 from linnaeus.cache import Cache, OverBudgetError
-from linnaeus.data.background import Progress, in_order
+from linnaeus.data.background import Progress, ordered_map
 from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError
 from linnaeus.data.images.pixel_statistics import (
     MULTIPLE,
@@ -214,7 +214,7 @@ class StatisticsBuilder:
 
     def _rows(self, failed: dict[int, ReadFailure], progress: Progress | None) -> Iterator[np.ndarray]:
         """The row of each image, of shape (); those that could not be read are added to `failed`."""
-        for k, result in enumerate(in_order(self._row, 0, len(self._signatures), self._decoding.threads, progress)):
+        for k, result in enumerate(ordered_map(self._row, 0, len(self._signatures), self._decoding.threads, progress)):
             row = np.zeros((), STATISTICS)
             if isinstance(result, np.ndarray):
                 row[()] = result
