@@ -38,7 +38,7 @@ from linnaeus.label.estimate import Audit
 from linnaeus.label.features import BATCH, Features
 from linnaeus.label.journal import ACCEPTED, HUMAN, Label
 from linnaeus.label.learner import Learned, LearnedHead, Learner
-from linnaeus.label.selection import Pool, Selection, Situation
+from linnaeus.label.selection import Pool, Selection, SelectionContext
 from linnaeus.label.session import list_images
 
 STEP = 4  # labels between two solutions of the head
@@ -104,7 +104,7 @@ class User:
         paths, answers = self.learner.features.paths, dict[str, Label]()
         learned, pool = Learned(), Pool()
         while len(answers) < labels:
-            now = Situation(
+            now = SelectionContext(
                 answers, set(), len(answers), self.learner.position[next(reversed(answers))] if answers else None
             )
             questions = self.selection.choose(learned, pool, now, STEP)

@@ -73,11 +73,11 @@ def _batches(split: Split, learned: Learned, answers: dict[str, Label]) -> dict[
     """Level -> the batch that would be proposed: its size, its errors, those in the sample, what is known before."""
     user = split.user
     features = user.learner.features
-    barred = {user.learner.position[path] for path in answers}
+    excluded = {user.learner.position[path] for path in answers}
     assert learned.answers is not None
     rows = {}
     for level in LEVELS:
-        batch = Batches().propose(features, learned, barred, level)
+        batch = Batches().propose(features, learned, excluded, level)
         wrong = {i for i, name in batch.answers.items() if name != user.truth[i]}
         rows[str(level)] = {
             "n": len(batch.answers),

@@ -17,7 +17,7 @@ from linnaeus.label.estimate import ENOUGH, Audit, estimate
 from linnaeus.label.features import Features
 from linnaeus.label.journal import ACCEPTED, Label
 from linnaeus.label.learner import Learned, Learner
-from linnaeus.label.selection import ORDERS, Pool, Selection, Situation
+from linnaeus.label.selection import ORDERS, Pool, Selection, SelectionContext
 
 
 def learner_of(n: int, seed: int = 0, noise: float = 2.0) -> tuple[Learner, np.ndarray]:
@@ -41,7 +41,7 @@ def ask(learner: Learner, truth: np.ndarray, order: str, n: int) -> tuple[dict[s
     """Answer n questions."""
     selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(), Pool()
     while len(labels) < n:
-        for question in selection.choose(learned, pool, Situation(labels, set(), len(labels)), 4):
+        for question in selection.choose(learned, pool, SelectionContext(labels, set(), len(labels)), 4):
             labels |= labels_of(learner, truth, [question.image])
         learned = learner.learn(labels)
         pool = pool.updated(learner, learned.taught)
@@ -58,7 +58,7 @@ def test_no_two_near_duplicates_are_asked_about_in_a_row(order: str):
     selection, labels, learned, pool = Selection(order, learner), dict[str, Label](), Learned(), Pool()
     asked: list[int] = []
     while len(asked) < 24:
-        now = Situation(labels, set(), len(labels), asked[-1] if asked else None)
+        now = SelectionContext(labels, set(), len(labels), asked[-1] if asked else None)
         (question,) = selection.choose(learned, pool, now, 1)
         asked.append(question.image)
         labels |= labels_of(learner, truth, [question.image])
@@ -101,7 +101,7 @@ def test_accepted_labels_are_asked_about_again_and_never_count_in_the_sample():
     learner, truth = learner_of(100)
     labels = labels_of(learner, truth, list(range(100)), ACCEPTED)
     assert learner.learn(labels).estimate is None
-    questions = Selection("mixed", learner).choose(learner.learn(labels), Pool(), Situation(labels, set(), 0), 4)
+    questions = Selection("mixed", learner).choose(learner.learn(labels), Pool(), SelectionContext(labels, set(), 0), 4)
     assert [q.image for q in questions] == learner.audit.reserved[:4]
 
 

@@ -112,7 +112,7 @@ class Batches:
         self,
         features: Features,
         learned: Learned,
-        barred: Set[int],
+        excluded: Set[int],
         at_least: float = SURE,
         accepted: Set[int] = frozenset(),
     ) -> Batch:
@@ -121,7 +121,7 @@ class Batches:
         `accepted`: images whose labels come from the head itself, and say nothing about its errors.
         """
         rows = np.flatnonzero(features.ready)
-        rows = rows[~np.isin(rows, list(barred))]
+        rows = rows[~np.isin(rows, list(excluded))]
         answers: dict[int, str] = {}
         doubts: list[float] = []
         if learned.answers is not None and len(rows):

@@ -103,11 +103,11 @@ def _closest(learner: Learner, vectors: np.ndarray, taught: np.ndarray, before: 
 
 
 @dataclass(frozen=True)
-class Situation:
+class SelectionContext:
     """What is known when questions are chosen."""
 
     labels: Mapping[str, Label]
-    barred: Set[int]
+    excluded: Set[int]
     """Images that must not be asked about: shown already, skipped, unreadable."""
     actions: int
     """Number of the question among all."""
@@ -122,15 +122,15 @@ class Selection:
     order: str
     learner: Learner
 
-    def choose(self, learned: Learned, pool: Pool, now: Situation, n: int) -> list[Question]:
+    def choose(self, learned: Learned, pool: Pool, now: SelectionContext, n: int) -> list[Question]:
         """The next n questions. None is a near duplicate of the one before, if there are others."""
         chosen: list[Question] = []
         audit = self.learner.audit
         ranking = _Ranking(self.order, pool, self._margins(learned, pool), pool.closest.copy())
         labelled = self.learner.positions(now.labels)
-        sample, unknown = audit.sample(now.labels, now.barred)
+        sample, unknown = audit.sample(now.labels, now.excluded)
         for k in range(n):
-            taken = {*now.barred, *(question.image for question in chosen)}
+            taken = {*now.excluded, *(question.image for question in chosen)}
             alike = self._alike(chosen[-1].image if chosen else now.previous)
             # In their order, because the sample ends at the first that is not answered: one that resembles the image
             # before waits, and no other takes its place.
@@ -209,14 +209,14 @@ def _first(images: Iterable[int], alike: Set[int], reason: str) -> Question | No
     return None if rest is None else Question(rest, reason)
 
 
-def most_alike(learner: Learner, image: int, barred: Set[int], n: int) -> list[tuple[int, bool]]:
-    """The n images most similar to `image` that are not in `barred`, the most similar first.
+def most_alike(learner: Learner, image: int, excluded: Set[int], n: int) -> list[tuple[int, bool]]:
+    """The n images most similar to `image` that are not in `excluded`, the most similar first.
 
     Each with whether it is similar enough to be of the same kind.
     """
     features = learner.features
     rows = np.flatnonzero(features.ready)
-    rows = rows[~np.isin(rows, [image, *barred])]
+    rows = rows[~np.isin(rows, [image, *excluded])]
     if not features.ready[image] or not len(rows):
         return []
     query = learner.vectors(np.array([image]))[0]

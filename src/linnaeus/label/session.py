@@ -22,7 +22,7 @@ from linnaeus.label.journal import ACCEPTED, HUMAN, SKIPPED, UNKNOWN, Answer, La
 from linnaeus.label.labels_csv import LabelStore
 from linnaeus.label.learner import FinishedModel, Learned, Learner, Suspect
 from linnaeus.label.learning_curve import LearningCurve
-from linnaeus.label.selection import Pool, Question, Selection, Situation, most_alike, new_groups
+from linnaeus.label.selection import Pool, Question, Selection, SelectionContext, most_alike, new_groups
 
 POLL = 1.0  # seconds after which the answers of other servers are looked for
 MAX_NAME = 100  # characters of a class
@@ -163,9 +163,9 @@ class Session:
     def questions(self, n: int, shown: Sequence[int] = ()) -> list[Question]:
         """The next n questions. `shown`: images that the page shows already, in order."""
         labels, view = self.labels, self.view
-        barred = {*shown, *self.passed_over}
+        excluded = {*shown, *self.passed_over}
         previous = next((i for i in reversed(shown) if 0 <= i < len(self.features.paths)), self._answered)
-        now = Situation(labels, barred, len(self.store.journal.records) + len(shown), previous)
+        now = SelectionContext(labels, excluded, len(self.store.journal.records) + len(shown), previous)
         return self.selection.choose(view.learned, view.pool, now, n)
 
     def guesses(self, image: int) -> list[tuple[str, float]]:
@@ -189,10 +189,10 @@ class Session:
 
     def propose_batch(self, at_least: float) -> dict[str, Any]:
         """The images that the head is sure of, as the page receives them."""
-        barred = {*self.passed_over, *self.learner.positions(self.labels)}
+        excluded = {*self.passed_over, *self.learner.positions(self.labels)}
         accepted = [path for path, label in self.labels.items() if label.provenance == ACCEPTED]
         of_head = set(self.learner.positions(accepted))
-        return self.batches.propose(self.features, self.view.learned, barred, at_least, of_head).to_dict()
+        return self.batches.propose(self.features, self.view.learned, excluded, at_least, of_head).to_dict()
 
     def suspects(self) -> list[Suspect]:
         """Labels that the held-out answer contradicts and that nobody has confirmed or changed since."""
