@@ -64,7 +64,7 @@ class Served:
         return [server, *(Path(f"/proc/{child}") for child in children)]
 
     def memory(self) -> int:
-        """InMemoryRows memory in bytes; what processes share counts once."""
+        """Resident memory in bytes; what processes share counts once."""
         rollups = [(process / "smaps_rollup").read_text() for process in self.processes()]
         return 1024 * sum(int(size) for text in rollups for size in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE))
 

@@ -332,7 +332,7 @@ def test_hashes_are_kept_and_files_read_once(place: Path, monkeypatch: pytest.Mo
 
     model = linnaeus.load(place / "run", device="cpu")
     noise(place / "noise" / "a" / "new.bmp", NEW)
-    model.recognize(place / "noise").all()
+    model.known_images(place / "noise").all()
     calls: list[object] = []
 
     def counted(source: str) -> int:
@@ -340,12 +340,12 @@ def test_hashes_are_kept_and_files_read_once(place: Path, monkeypatch: pytest.Mo
         return 1
 
     monkeypatch.setattr(contents, "content_hash", counted)
-    model.recognize(place / "noise").all()
+    model.known_images(place / "noise").all()
     assert not calls
     changed = members(place)["train"][0]
     noise(changed, NEW + 1)
     os.utime(changed, (1, 1))
-    model.recognize(place / "noise").all()
+    model.known_images(place / "noise").all()
     assert calls == [str(changed)]
     assert any(entry.name.startswith("contents-") for entry in default_cache().entries())
 

@@ -20,6 +20,7 @@ from linnaeus.data.sources import open_source
 from linnaeus.stores import image_statistics
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.image_statistics import StatisticsBuilder, compute_statistics
+from linnaeus.stores.purge import purge_images
 from linnaeus.stores.samples import decode_split
 
 
@@ -221,9 +222,19 @@ def test_a_damaged_cache_entry_is_not_used(tmp_path: Path):
     write_scenes(tmp_path)
     table = open_source(tmp_path)
     first = compute_statistics(table, cache=default_cache())
-    (entry,) = [entry for entry in default_cache().entries() if entry.name.startswith("looks")]
-    (entry.path / "looks.npy").write_bytes(b"garbage")
+    (entry,) = [entry for entry in default_cache().entries() if entry.name.startswith("statistics")]
+    (entry.path / "statistics.npy").write_bytes(b"garbage")
     assert (compute_statistics(table, cache=default_cache()).rows == first.rows).all()
+
+
+def test_forgetting_an_image_removes_what_an_earlier_version_stored(tmp_path: Path):
+    cache, name = default_cache(), f"looks-{0:032x}"
+    with cache.building(name) as folder:
+        (folder / "looks.npy").write_bytes(b"of an earlier version")
+        cache.commit(name, {})
+    assert [entry.name for entry in cache.entries()] == [name]
+    assert purge_images(cache, np.array([7], np.uint64)).entries == 1
+    assert cache.entries() == []
 
 
 def test_files_truncated_anywhere_are_reported(tmp_path: Path):

@@ -50,7 +50,10 @@ class EpochCrops:
 def draw_crops(
     spec: Augment, shape: tuple[int, int], size: int, seed: int, epoch: int, draws: np.ndarray, device: torch.device
 ) -> EpochCrops:
-    """The crops that `geometry.draw_affine_transforms` draws for rows of one shape (height, width); draws (n,): keys of samples."""
+    """The crops that `geometry.draw_affine_transforms` draws for rows of one shape (height, width).
+
+    `draws` (n,) are the keys of the samples.
+    """
     n = len(draws)
     shapes = np.broadcast_to(np.array(shape), (n, 2))
     if spec.pad_crop:

@@ -164,7 +164,7 @@ class Batches:
         self.rows, self.labels, self.batch, self.device = rows, labels, batch, device
         self.sampling, self.partition, self.views = sampling, partition, views
         self.draw_epoch: Callable[[np.ndarray, int], Any] | None = None
-        """draw_epoch(draws, epoch), for resident rows: random numbers of the epoch's samples, for `Batch.drawn`."""
+        """draw_epoch(draws, epoch), for rows in memory: random numbers of the epoch's samples, for `Batch.drawn`."""
         self._next: tuple[int, Future[_Plan]] | None = None
 
     def undivided(self) -> Batches:
@@ -211,7 +211,7 @@ class Batches:
         return indices if self.views == 1 else indices * self.views + (indices + epoch) % self.views
 
     def _look_up(self, rows: InMemoryRows, epoch: int, start: int) -> Iterator[Batch]:
-        """Batches of resident rows, from number `start` on, while a thread plans the next epoch."""
+        """Batches of rows in memory, from number `start` on, while a thread plans the next epoch."""
         planned, self._next = self._next, None
         plan = planned[1].result() if planned is not None and planned[0] == epoch else self._plan(epoch)
         if self.samples >= PLANNED_FROM:

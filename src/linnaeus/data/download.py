@@ -217,14 +217,14 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             # Without a stated length a limit still protects the disk.
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        done, stalled, most = start, StallDetector(start), total or wanted.size or LIMIT
+        done, detector, most = start, StallDetector(start), total or wanted.size or LIMIT
         while piece := _read(response):
             part.file.write(piece)
             done += len(piece)
             if done > most:
                 part.file.truncate(0)
                 raise RefusedError(f"sends more than {most} bytes")
-            stalled.check(done)
+            detector.check(done)
             if progress is not None:
                 progress(done, total or wanted.size)
         if total is not None and done < total:

@@ -213,7 +213,7 @@ class ImagesOfClasses:
 
     contents: np.ndarray
     """(k,) uint64: the content hashes of both."""
-    looks: tuple[RunHashes, ...]
+    hashes: tuple[RunHashes, ...]
     """What altered copies of them are recognized by."""
 
     @classmethod
@@ -221,16 +221,16 @@ class ImagesOfClasses:
         about, path, table = evaluation.classifier.about, evaluation.classifier.path, evaluation.images.table
         of_source = HashedImages(table, default_cache()).hashes(np.arange(len(table)))
         of_run = Membership.of_model(about, path)
-        looks = RunHashes.from_dict(about.data.get("perceptual"), path)
+        hashes = RunHashes.from_dict(about.data.get("perceptual"), path)
         here = RunHashes.of(statistics_of_table(table), np.full(len(table), "train")) if comparable(table) else None
         contents = np.concatenate([of_source, *(of_run.hashes.values() if of_run is not None else ())])
-        return cls(contents, tuple(known for known in (looks, here) if known is not None))
+        return cls(contents, tuple(known for known in (hashes, here) if known is not None))
 
     def among(self, table: Table) -> np.ndarray:
         """(n,) bool: the images of a table that are among them, or look like altered copies of them."""
         found = held_in(self.contents, table)
         statistics = statistics_of_table(table)
-        for known in self.looks:
+        for known in self.hashes:
             found |= known.copies(statistics, "test", {"train": self.contents})
         return found
 

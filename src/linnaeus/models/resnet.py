@@ -1,6 +1,6 @@
 """Residual networks for ImageNet-sized images: ResNet-18, 34, 50, 101 and 152.
 
-K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image FittedDetector", 2015, arXiv:1512.03385.
+K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image Recognition", 2015, arXiv:1512.03385.
 
 In theory a deeper network cannot be worse than a shallower one: it could copy the shallower one and let the additional
 layers be identities. In practice plain networks beyond about twenty layers have a higher *training* error (section 1,

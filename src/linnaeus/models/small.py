@@ -1,7 +1,7 @@
 """Networks for small images: ResNets for CIFAR, plain networks to compare them with, and two ResNets for digits.
 
 The networks for CIFAR are from section 4.2 of K. He, X. Zhang, S. Ren and J. Sun, "Deep Residual Learning for Image
-FittedDetector", 2015, arXiv:1512.03385. `MiniResNet` and `DigitResNet` apply the same idea to smaller images.
+Recognition", 2015, arXiv:1512.03385. `MiniResNet` and `DigitResNet` apply the same idea to smaller images.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from linnaeus.stores.pixels import lookup
 
 VERSION = 7
 CHUNK = 4096  # rows in memory at once, 5 MB
-ROWS, FAILED = "looks.npy", "failed.json"
+ROWS, FAILED = "statistics.npy", "failed.json"
 
 IN_FILE = ("gray", "windows", "turned")
 """Columns that are read from the file where they are needed: 1,472 of the 1,543 bytes of a row."""
@@ -138,7 +138,7 @@ class StatisticsBuilder:
         self._decoding = Decoding(table, np.arange(len(table)), RowSpec(SHORT), available_cores(), None)
         self._signatures = self._decoding.signatures
         key = hashlib.sha256(f"{VERSION} {DECODE_VERSION}".encode() + self._signatures.tobytes()).hexdigest()[:32]
-        self._name = f"looks-{key}"
+        self._name = f"statistics-{key}"
         self._known = None if cache is None else self._stored(cache) or _most_similar(cache, self._signatures)
         self._place = np.full(len(table), -1)
         if self._known is not None:
@@ -183,7 +183,7 @@ class StatisticsBuilder:
                 return self._in_memory(progress)  # the next check computes them again
             with cache.building(self._name) as folder:
                 self._write(folder, progress)
-                form = ["looks", VERSION, DECODE_VERSION]
+                form = ["statistics", VERSION, DECODE_VERSION]
                 cache.commit(self._name, {"form": form, "rows": len(self._signatures)})
             # The stored copy is preferred: its thumbnails do not occupy memory.
             return self._stored(cache) or self._in_memory(progress)
@@ -244,7 +244,7 @@ def _most_similar(cache: Cache, signatures: np.ndarray) -> ImageStatistics | Non
     """The cached statistics of another table that share the most images with this one."""
     best, most = None, 0
     for entry in cache.entries():
-        if entry.about.get("form") != ["looks", VERSION, DECODE_VERSION] or cache.find(entry.name) is None:
+        if entry.about.get("form") != ["statistics", VERSION, DECODE_VERSION] or cache.find(entry.name) is None:
             continue
         known = _read(entry.path)
         count = 0 if known is None else int((lookup(known.rows["signature"], signatures) >= 0).sum())

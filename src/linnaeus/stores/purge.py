@@ -16,11 +16,11 @@ from linnaeus.stores.pixels import open_store, store_key
 from linnaeus.stores.rows import INDEX, ROWS, DamagedRowError, RowWriter, read_index, write_index
 
 PIXELS, DERIVED = "pixels-", ("activations-", "vectors-")
-OTHERS = ("contents-", "verdict-", "looks-")
-"""Entries with a signature for each image; they are small, and removed as a whole."""
+OTHERS = ("contents-", "verdict-", "statistics-", "looks-")
+"""Entries with a signature for each image; they are small, and removed as a whole. Earlier versions wrote `looks-`."""
 ARCHIVES = "archive-"
 """Decompressed copies of archives, whose images are not looked at: they are removed as a whole, and made again."""
-RECORDS = (CONTENTS, "looks.npy", INDEX)
+RECORDS = (CONTENTS, "statistics.npy", INDEX)
 """The files with a column of signatures, of which an entry has one."""
 
 

@@ -59,7 +59,7 @@ class PhaseRun:
     whole_micro_batch: int | None = None
     """The micro-batch of a single process that has all samples of a batch."""
     seen: bool = False
-    """Whether the stages below the head were trained on the training images: a cross-validated head would look too good."""
+    """Whether the stages below the head were trained on these training images: then cross-validation is optimistic."""
     compiled: bool = False
     """Whether torch.compile translates the training pass."""
 

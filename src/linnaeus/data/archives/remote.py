@@ -66,10 +66,10 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
     # Each attempt continues after the bytes that have arrived, so progress is never lost.
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
-            pace = StallDetector(len(received))
+            detector = StallDetector(len(received))
             while len(received) < size and (piece := response.read1(min(PIECE, size - len(received)))):
                 received.extend(piece)
-                pace.check(len(received))
+                detector.check(len(received))
         if len(received) < size:
             raise _IncompleteError(f"the response ended after {len(received):,} of {size:,} bytes")
         return bytes(received)

@@ -57,7 +57,7 @@ UNREAD_IMAGES = {
     **dict.fromkeys((".parquet", ".arrow", ".tfrecord"), f"tables, not images: if they hold the images, {SAVE}"),
     **dict.fromkeys((".exr", ".hdr", ".mat", ".h5", ".jxl"), f"a format that is not read: {CONVERT}"),
 }
-"""TrainingOutcome -> what files of images are that no reader opens, and what to do with them."""
+"""Ending -> what files of images are that no reader opens, and what to do with them."""
 
 
 def unread_images(names: Iterable[str]) -> str | None:

@@ -168,8 +168,8 @@ def _warn_of_altered_copies(old: SolvedRun, after: Table, gone: np.ndarray, cons
         forgotten = old.table(gone, cached=False)
     except UserError:  # an image is gone or replaced
         return
-    looks = RunHashes.of(compute_statistics(forgotten, cache=None), np.full(len(forgotten), "train"))
-    found = np.flatnonzero(looks.copies(statistics_of_table(after), "test"))
+    hashes = RunHashes.of(compute_statistics(forgotten, cache=None), np.full(len(forgotten), "train"))
+    found = np.flatnonzero(hashes.copies(statistics_of_table(after), "test"))
     if len(found):
         console.warn(
             f"images that stay and look like altered copies of forgotten ones: {len(found):,}, such as "

@@ -1,4 +1,4 @@
-"""FittedDetector of unknown images at the end of a run: references from the training images, thresholds on validation."""
+"""Detector of unknown images, fitted at the end of a run: references from training images, thresholds on validation."""
 
 from __future__ import annotations
 
