@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from linnaeus.export.onnx import GateResult, export_onnx
 from linnaeus.export.sample_images import collect_samples, split_calibration
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.inference.inputs import expand
+from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.exports import EXPORTS, fastest
 from linnaeus.modelfile.onnx import INPUT, LOGITS, PROBABILITIES, file_digest
@@ -354,14 +356,22 @@ def test_the_code_of_the_documentation_page_runs(
     Image.open(picture).save(tmp_path / "photos" / "rose" / "1.jpg", quality=95)
     blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "onnx.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
     for code in blocks:
-        exec(compile(code, "docs/onnx.md", "exec"), {})
+        exec(compile(code, "docs/onnx.md", "exec"), names)
     name, probability = capsys.readouterr().out.split()[-2:]
     expected = load(exported[0]).predict("photos/rose/1.jpg")
     assert expected.name.endswith(name)
     assert float(probability) == pytest.approx(expected.probability, abs=1e-2)
     assert tuple(json.loads(Path("names.json").read_text())) == expected.names
     assert json.loads(Path("threshold.json").read_text()) == pytest.approx(expected.threshold)
+    file = picture.parent / "unknown.onnx"
+    metadata = ort.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
+    limits = Thresholds(**json.loads(metadata["unknown"])["thresholds"])
+    assert limits.distance is not None
+    for p, d in itertools.product(np.linspace(0, 1, 11), (None, *np.linspace(0, 2, 9))):
+        known = "unsure" if p < json.loads(metadata["threshold"]) else ""
+        assert names["verdict"](metadata, p, d) == ("unknown" if limits.is_unknown(d, p) else known)
 
 
 @pytest.mark.parametrize(
