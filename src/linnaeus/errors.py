@@ -99,8 +99,18 @@ class DiskError(JobError):
     """A file could not be written: the disk is full, read-only or failing."""
 
 
+LACKING = {
+    errno.EAGAIN: "processes",  # of fork
+    errno.EMFILE: "open files",
+    errno.ENFILE: "open files",
+    errno.ENOMEM: "memory",
+}
+
+
 def exhausted(error: BaseException) -> str:
-    """What the process has run out of, `memory` or `memory or threads`; empty for any other error."""
+    """What the process has run out of, such as `memory` or `memory or threads`; empty for any other error."""
+    if isinstance(error, OSError):
+        return LACKING.get(error.errno or 0, "")
     if not isinstance(error, MemoryError | RuntimeError):
         return ""
     text = str(error)
@@ -109,6 +119,11 @@ def exhausted(error: BaseException) -> str:
     # The allocators of torch and oneDNN raise a plain RuntimeError on the CPU.
     short = any(part in text for part in ("out of memory", "can't allocate memory", "could not create a primitive"))
     return "memory" if short or isinstance(error, MemoryError) else ""
+
+
+def out_of(lack: str, during: str = "") -> str:
+    """One line that says what the process has run out of (`exhausted`), and what to do."""
+    return f"out of {lack}{during and f' ({during})'}; close other programs, or allow this one more"
 
 
 class LostError(JobError):

@@ -41,7 +41,7 @@ from linnaeus.cli.settings import ShortcutCommand, other_name, parse_settings, s
 from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
-from linnaeus.errors import JobError, LostError, UserError, exhausted
+from linnaeus.errors import JobError, LostError, UserError, exhausted, out_of
 from linnaeus.training.stop import StopSignals, Terminated, status_of
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _run() -> None:
     except (MemoryError, RuntimeError) as error:
         if not (lack := exhausted(error)):
             raise
-        echo_error(f"error: out of {lack}; close other programs, or allow this one more")
+        echo_error(f"error: {out_of(lack)}")
         raise SystemExit(JobError.status) from None
     except OSError as error:
         from linnaeus.files import explained

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from linnaeus._version import __version__
 from linnaeus.data.class_names import printable
+from linnaeus.errors import JobError, exhausted, out_of
 from linnaeus.serve import examples, openapi, pages, sharing
 from linnaeus.serve.access import LOGIN, AccessControl, Credentials, error_response, login_response
 from linnaeus.serve.disconnection import until_disconnected
@@ -56,7 +57,12 @@ def make_app(service: Service, settings: Settings, credentials: Credentials | No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except Exception as error:
+            if lack := exhausted(error):
+                raise JobError(out_of(lack)) from None
+            raise
         yield
         await service.stop()
 
@@ -103,6 +109,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
+        if lack := exhausted(error):
+            return error_response(503, f"the server is out of {lack}; try again later", {"Retry-After": "1"})
         return error_response(500, "internal server error; see the server's log")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linnaeus.console import Advance, Console
-from linnaeus.errors import UserError
+from linnaeus.errors import UserError, exhausted
 from linnaeus.serve.service import Service
 
 
@@ -65,7 +65,10 @@ def _load(service: Service, source: str, console: Console) -> None:
         service.explainer.gallery = gallery(service.explainer.classifier, source, console)
     except CancelledError:
         return
-    except (UserError, OSError) as error:
-        console.warn(f"no training images to compare with: {error}")
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        lack = exhausted(error)
+        if not lack and not isinstance(error, UserError | OSError):
+            raise
+        console.warn(f"no training images to compare with: {f'out of {lack}' if lack else error}")
         return
     console.say(f"compares  with {len(service.explainer.gallery):,} training images")

@@ -43,7 +43,8 @@ class BoundServer(uvicorn.Server):
         """
         for name in ("uvicorn.error", "asyncio"):
             logging.getLogger(name).addFilter(OneTraceback())
-        self.run([self.listener])
+        with suppress(SystemExit):  # of uvicorn, where the application does not start
+            self.run([self.listener])
         if not self.started:
             raise JobError("the server could not start; see the messages above")
         if self.force_exit:
