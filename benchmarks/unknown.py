@@ -34,7 +34,7 @@ import torch
 from linnaeus.console import counted
 from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.ood import auroc, auroc_interval, combined_scores, distances, false_positive_rate, unit
+from linnaeus.metrics.ood import auroc, combined_scores, distances, false_positive_rate, unit
 from linnaeus.metrics.outputs import Outputs, softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.modelfile.safetensors import model_path, read_model
@@ -191,11 +191,12 @@ def compare(head: Head, known: np.ndarray, unknown: np.ndarray) -> dict[str, dic
 def figures(known: np.ndarray, unknown: np.ndarray) -> dict[str, Any]:
     """AUROC, and the share of unknown images let through where 95 % of the known ones are accepted."""
     let_through = round(false_positive_rate(known, unknown) * len(unknown))
+    area, interval = auroc(known, unknown)
     return {
         "known": len(known),
         "unknown": len(unknown),
-        "auroc": auroc(known, unknown),
-        "auroc_ci95": list(auroc_interval(known, unknown)),
+        "auroc": area,
+        "auroc_ci95": list(interval),
         "let_through": let_through,
         "let_through_share": let_through / len(unknown),
         "let_through_ci95": list(wilson(let_through, len(unknown))),

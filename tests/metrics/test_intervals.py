@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linnaeus.metrics.bootstrap import percentile_interval, resample_weights
+from linnaeus.metrics.bootstrap import average_precision, percentile_interval, resample_weights
 from linnaeus.metrics.classification import Metrics, compute_metrics, figures
-from linnaeus.metrics.intervals import exact_interval, most_successes, proportion_interval, student_quantile, wilson
+from linnaeus.metrics.intervals import (
+    exact_interval,
+    lowest_mean,
+    most_successes,
+    proportion_interval,
+    rank_cost,
+    student_quantile,
+    wilson,
+)
+from linnaeus.metrics.multilabel import compute_label_metrics
 from linnaeus.metrics.outputs import Outputs
 
 
@@ -170,3 +179,61 @@ def test_groups_survive_selection_and_scaling():
     assert first is not None
     assert often.groups is not None
     assert np.array_equal(first, often.groups[often.labels == 0])
+
+
+def of(counts: list[int]) -> list[np.ndarray]:
+    """Disjoint images, so many for each share."""
+    number = np.repeat(np.arange(len(counts)), counts)
+    return [number == k for k in range(len(counts))]
+
+
+def test_the_bound_of_shares_of_which_all_images_are_right():
+    assert lowest_mean(of([30]), None) == pytest.approx(0.025 ** (1 / 30))
+    assert lowest_mean(of([30] * 5), None) == pytest.approx(0.025 ** (1 / 150)), "images of all shares count together"
+    same = [np.ones(30, bool)] * 5
+    assert lowest_mean(same, None) == pytest.approx(0.025 ** (1 / 30)), "the same images in each share"
+    groups = np.arange(150) % 30
+    assert lowest_mean(of([30] * 5), groups) == pytest.approx(0.025 ** (1 / 30)), "each group is in all shares"
+    assert lowest_mean([np.ones(1, bool)], None) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("counts", [[3, 10, 20, 30, 40], [10] * 5, [1, 500]])
+def test_no_shares_below_the_bound_are_all_right_in_more_samples(counts: list[int]):
+    bound, n = lowest_mean(of(counts), None), np.array(counts)
+    rng = np.random.default_rng(0)
+    chances = []
+    for _ in range(20_000):
+        # Shares of that mean: most of the loss in a few of them, or in all alike.
+        loss = rng.dirichlet(np.full(len(n), rng.choice([0.1, 1.0, 30.0]))) * len(n) * (1 - bound)
+        if (loss < 1).all():
+            chances.append(np.prod((1 - loss) ** n))
+    assert 0.015 < max(chances) <= 0.025 + 1e-9
+
+
+def test_every_mean_of_a_perfect_sample_has_an_interval():
+    labels = np.repeat(np.arange(5), 30)
+    found = compute_metrics(Outputs(labels, (9.0 * np.eye(5, dtype=np.float32))[labels]))
+    named = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "macro_roc_auc")
+    bound = pytest.approx(0.025 ** (1 / 150))
+    assert {name: found[name].ci95 for name in named} == dict.fromkeys(named, (bound, 1.0))
+    assert found["macro_average_precision"].ci95 == (
+        pytest.approx(1 - 4.0272 * (1 - 0.025 ** (1 / 150)), abs=1e-4),
+        1.0,
+    )
+    assert found.classes[0]["f1"].ci95 == found.classes[0]["roc_auc"].ci95 == (pytest.approx(0.025 ** (1 / 30)), 1.0)
+    decisions = np.eye(5, dtype=bool)[labels]
+    several = compute_label_metrics(Outputs(decisions, np.where(decisions, 9.0, -9.0)), decisions)
+    assert several["macro_f1"].ci95 == (bound, 1.0)
+    assert several["map"].ci95 == found["macro_average_precision"].ci95
+
+
+def test_an_average_precision_below_its_bound_is_seldom_perfect():
+    """Ten classes of ten images; wrong ones are ranked above all images of another class, which costs most."""
+    bound = 1 - rank_cost(10) * (1 - lowest_mean(of([10] * 10), None))
+    large, rng, wrong = np.repeat(np.arange(10), 2000), np.random.default_rng(0), 0.026
+    missed = rng.random(len(large)) < wrong
+    answers = np.where(missed, (large + rng.integers(1, 10, len(large))) % 10, large)
+    scores = np.eye(10)[answers] * (1 + missed)[:, None] + rng.random((len(large), 10)) / 2
+    precision = [average_precision(scores[:, c], large == c, np.ones((len(large), 1)))[0] for c in range(10)]
+    assert bound - 0.01 < np.mean(precision) < bound
+    assert (1 - wrong) ** 100 < 0.08, "the share of samples that are all right"

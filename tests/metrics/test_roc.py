@@ -46,9 +46,9 @@ def test_an_interval_of_images_in_groups_covers_the_area():
         scores = np.repeat(rng.normal(size=40), 4) + 0.2 * rng.normal(size=160) + 1.5 * positive
         area, influences = auc_influences(scores, positive)
         true = norm.cdf(1.5 / (2 * 1.04) ** 0.5)
-        low, high = area_interval(area, influences, 15, groups)
+        low, high = area_interval(area, influences, [positive], groups)
         covered += low <= true <= high
-        low, high = area_interval(area, influences, 60)
+        low, high = area_interval(area, influences, [positive])
         blind += low <= true <= high
     assert covered >= 0.92 * 300
     assert blind < 0.8 * 300
@@ -60,5 +60,15 @@ def test_areas_of_classes_that_do_not_occur_are_undefined():
     assert (estimates[1].value, estimates[1].ci95) == (None, None)
     assert mean.value == estimates[0].value == 0.5
     assert roc_estimates([(np.arange(3.0), positive | True)], None)[1].value is None
-    assert area_interval(1.0, np.zeros(9), 4) == (pytest.approx(0.025**0.25), 1.0)
-    assert area_interval(0.5, np.full(2, 0.5), 1, np.zeros(2, np.int64)) == (0, 1), "one group shows no spread"
+    four = np.arange(9) < 4
+    assert area_interval(1.0, np.zeros(9), [four]) == (pytest.approx(0.025**0.25), 1.0)
+    assert area_interval(0.0, np.zeros(9), [four]) == (0.0, pytest.approx(1 - 0.025**0.25))
+    assert area_interval(0.5, np.full(2, 0.5), [], np.zeros(2, np.int64)) == (0, 1), "one group shows no spread"
+
+
+def test_two_classes_that_are_told_apart_have_one_area():
+    """The scores of one are the complements of the other's, so that both areas say the same."""
+    positive = np.arange(40) < 10
+    estimates, mean = roc_estimates([(positive * 1.0, positive), (1.0 - positive, ~positive)], None)
+    for estimate in (*estimates, mean):
+        assert (estimate.value, estimate.ci95) == (1.0, (pytest.approx(0.025**0.1), 1.0))

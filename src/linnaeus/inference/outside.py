@@ -22,7 +22,7 @@ from linnaeus.inference.inputs import expand
 from linnaeus.inference.membership import Membership, held_in
 from linnaeus.inference.perceptual import RunHashes, comparable, statistics_of_table
 from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.ood import Thresholds, auroc, auroc_interval, combined_scores, false_positive_rate
+from linnaeus.metrics.ood import Thresholds, auroc, combined_scores, false_positive_rate
 from linnaeus.modelfile.unknown import UnknownDetector
 from linnaeus.stores.contents import HashedImages
 from linnaeus.text import align, fraction, fraction_range, percent, percent_range, shorten
@@ -110,14 +110,14 @@ class Outside:
         for name in sorted(set(kinds), key=natural_key) if len(set(kinds)) > 1 else []:
             rows = np.array([kind == name for kind in kinds])
             both = inside[score], other[score][rows]
-            results.append(Kind(name, int(rows.sum()), int(through[rows].sum()), auroc(*both), auroc_interval(*both)))
+            results.append(Kind(name, int(rows.sum()), int(through[rows].sum()), *auroc(*both)))
         return cls(
             source,
             len(outside.probability),
             len(known.probability),
             int(through.sum()),
             int((~limits.unknown(known.distance, known.probability)).sum()),
-            {name: (auroc(inside[name], other[name]), auroc_interval(inside[name], other[name])) for name in inside},
+            {name: auroc(inside[name], other[name]) for name in inside},
             {name: false_positive_rate(inside[name], other[name]) for name in inside},
             tuple(sorted(results, key=lambda kind: -kind.let_through / kind.n)),
         )

@@ -37,7 +37,7 @@ import numpy as np
 
 from linnaeus.metrics.bootstrap import Resampled, WeightedSample, resample
 from linnaeus.metrics.calibration import calibration_error
-from linnaeus.metrics.intervals import Estimate, proportion_interval
+from linnaeus.metrics.intervals import Estimate, proportion_interval, rank_cost
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.roc import roc_estimates
 from linnaeus.text import percent, percent_range
@@ -193,7 +193,9 @@ def class_metrics(
         return Estimate.proportion(hits[of], None if groups is None else groups[of])
 
     estimates = {"precision": share(labels, decisions), "recall": share(decisions, labels)}
-    estimates |= {name: drawn.estimate(name, index) for name in ("f1", "average_precision")} | {"roc_auc": area}
+    for name, cost in (("f1", 1.0), ("average_precision", rank_cost(int(labels.sum())))):
+        estimates[name] = drawn.estimate(name, index).where_all_right([labels], groups, cost)
+    estimates["roc_auc"] = area
     hits = int((labels & decisions).sum())
     return ClassMetrics(index, int(labels.sum()), int(decisions.sum()), hits, estimates)
 
@@ -252,12 +254,18 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     sample = WeightedSample(outputs)
     drawn = resample(sample, seed)
     correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
+    occurring, most = np.unique(outputs.labels), rank_cost(int(np.bincount(outputs.labels).max()))
+
+    def mean(name: str, of: np.ndarray, cost: float = 1.0) -> Estimate:
+        """A metric that is a mean over the classes `of` (n,) images."""
+        return drawn.estimate(name).where_all_right((of == c for c in occurring), groups, cost)
+
     overall = {
         "accuracy": Estimate.proportion(correct, groups),
         "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > FEW_CLASSES else Estimate(None),
-        "balanced_accuracy": drawn.estimate("balanced_accuracy"),
-        "macro_precision": drawn.estimate("macro_precision"),
-        "macro_recall": drawn.estimate("balanced_accuracy"),
+        "balanced_accuracy": mean("balanced_accuracy", outputs.labels),
+        "macro_precision": mean("macro_precision", predicted),
+        "macro_recall": mean("balanced_accuracy", outputs.labels),
     }
     probabilities = outputs.probabilities
     areas, mean_area = roc_estimates(
@@ -271,7 +279,10 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
         n=len(correct),
         correct=int(correct.sum()),
         overall=overall
-        | {name: drawn.estimate(name) for name in ("macro_f1", "macro_average_precision")}
+        | {
+            "macro_f1": mean("macro_f1", outputs.labels),
+            "macro_average_precision": mean("macro_average_precision", outputs.labels, most),
+        }
         | {"macro_roc_auc": mean_area}
         | losses,
         classes=tuple(

@@ -4,6 +4,11 @@ Twenty photographs of one patient carry less information than twenty patients: w
 it errs on the others. An interval that treats the photographs as independent is too narrow. `proportion_interval`
 therefore divides the number of images by a design effect, estimated from the groups.
 
+Where all images are right, resamples say nothing, and means over classes have an exact bound instead (`lowest_mean`).
+In 60 samples each of 20 kinds, of five or ten classes with 3 to 40 images, it was below the true value of every mean.
+At worst, where each error is more certain than all right answers, all are right in 8 % of the samples of an average
+precision below its bound, in 4 % for the area under the ROC curve, and in 2.5 % for the other means.
+
 Coverage was measured on 2,000 simulated samples each of 15 to 200 groups with 1 to 40 images, at an accuracy of 70 to
 98 % and an intra-group correlation from none to full. Of nominal 95 % intervals, plain Wilson intervals contained the
 true value in 28 to 97 % of the samples, and those of `proportion_interval` in 91.8 to 99.8 %.
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +59,16 @@ class Estimate:
     def proportion(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
         """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
         return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
+
+    def where_all_right(self, rows: Iterable[np.ndarray], groups: np.ndarray | None, cost: float = 1.0) -> Estimate:
+        """Of a mean over classes with the images `rows`, (n,) bool, with an interval also where all are right.
+
+        The bootstrap gives none then, because all resamples are right. `cost`: the largest loss of the mean by a wrong
+        image, as a multiple of its loss of recall.
+        """
+        if self.value != 1 or self.ci95 is not None:
+            return self
+        return Estimate(1.0, (max(0.0, 1 - cost * (1 - lowest_mean(rows, groups))), 1.0))
 
 
 def wilson(successes: float, n: float, z: float = NORMAL_QUANTILE) -> tuple[float, float]:
@@ -124,6 +140,33 @@ def _log_binomial(n: int, k: np.ndarray | int) -> np.ndarray:
     inside = (k >= 0) & (k <= n)
     k = np.where(inside, k, 0)
     return np.where(inside, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
+
+
+def lowest_mean(rows: Iterable[np.ndarray], groups: np.ndarray | None) -> float:
+    """Lower bound of the mean of several shares of right images where all that were sampled are right.
+
+    `rows`, (n,) bool, are the images of each share; those of a group, (n,) int64, are as one. With shares of a smaller
+    mean, all are right in less than 2.5 % of samples: of five times 30 images 97.6 %, while one share of 30 has 88.4 %,
+    Clopper and Pearson's bound. An image of several shares counts in equal parts, by Hoelder's inequality.
+    """
+    of = np.stack(list(rows), 1)
+    if groups is not None:
+        numbers = np.unique(groups, return_inverse=True)[1]
+        of, images = np.zeros((numbers.max() + 1, of.shape[1]), bool), of
+        np.logical_or.at(of, numbers, images)
+    n = np.sort((of / np.maximum(of.sum(1, keepdims=True), 1)).sum(0))
+    # Of all shares that give such samples with 2.5 %, those with the smallest mean are in proportion to n, at most 1.
+    factors = (math.log(0.025) - np.cumsum(n * np.log(n))) / np.cumsum(n)  # their logarithms, with the first k below 1
+    first = int(np.argmax(factors + np.log(np.append(n[1:], np.inf)) >= 0))
+    return float(np.minimum(1, np.exp(factors[first]) * n).mean())
+
+
+def rank_cost(n: int) -> float:
+    """How many times the recall of a misranked image an average precision of n images can lose: 1 + 1/2 + … + 1/(n+1).
+
+    Above all of them, it takes a half of the precision at the first, a third of that at the second, and so on.
+    """
+    return float((1 / np.arange(1, n + 2)).sum())
 
 
 def design_effect(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:

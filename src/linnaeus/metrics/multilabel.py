@@ -27,7 +27,7 @@ import numpy as np
 from linnaeus.metrics.bootstrap import average_precision, mean_where, resample, sample_values
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.classification import ClassMetrics, Figures, class_metrics, estimate_entries, figures
-from linnaeus.metrics.intervals import Estimate
+from linnaeus.metrics.intervals import Estimate, rank_cost
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.roc import roc_estimates
 from linnaeus.text import percent
@@ -169,6 +169,11 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
     )
     named = ("map", "micro_average_precision", "macro_precision", "macro_recall", "macro_f1")
     overall = {name: drawn.estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
+    occurs = outputs.labels.any(0)
+    for name in ("map", "macro_precision", "macro_recall", "macro_f1"):
+        columns = (decisions if name == "macro_precision" else outputs.labels)[:, occurs].T
+        cost = rank_cost(int(outputs.labels.sum(0).max())) if name == "map" else 1.0
+        overall[name] = overall[name].where_all_right(columns, outputs.groups, cost)
     overall["macro_roc_auc"] = mean_area
     overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
     overall |= {name: drawn.estimate(name) for name in ("hamming_loss", "loss")}

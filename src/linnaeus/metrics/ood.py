@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betaincinv
 
-from linnaeus.metrics.roc import area_interval, auc_influences
+from linnaeus.metrics.roc import area_interval, auc_influences, smaller_kind
 
 ACCEPTED = 0.95
 """Share of known images that the thresholds accept."""
@@ -158,18 +158,14 @@ def distances(features: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.concatenate(nearest), 0) if nearest else np.zeros(0, np.float32)
 
 
-def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Probability that an unknown image has a larger score than a known one; equal scores count as half."""
-    order = np.sort(known)
-    below = np.searchsorted(order, unknown, "left").sum() + np.searchsorted(order, unknown, "right").sum()
-    return float(below / 2 / (len(known) * len(unknown)))
+def auroc(known: np.ndarray, unknown: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The probability that an unknown image has a larger score than a known one, and its 95 % interval.
 
-
-def auroc_interval(known: np.ndarray, unknown: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the AUROC, as for the area of a class."""
+    Equal scores count as half.
+    """
     unlike = np.r_[np.zeros(len(known), bool), np.ones(len(unknown), bool)]
     area, influences = auc_influences(np.r_[known, unknown], unlike)
-    return area_interval(area, influences, min(len(known), len(unknown)))
+    return area, area_interval(area, influences, [smaller_kind(unlike)])
 
 
 def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from linnaeus.metrics.intervals import NORMAL_QUANTILE, Estimate, student_quantile
+from linnaeus.metrics.intervals import NORMAL_QUANTILE, Estimate, lowest_mean, student_quantile
 
 
 def auc_influences(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
@@ -48,16 +48,16 @@ def auc_influences(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.
 
 
 def area_interval(
-    area: float, influences: np.ndarray, fewest: int, groups: np.ndarray | None = None
+    area: float, influences: np.ndarray, smaller: Iterable[np.ndarray], groups: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """95 % interval of an area with the influences (n,) of its images.
+    """95 % interval of an area, or of the mean of several, with the influences (n,) of the images.
 
     `groups` (n,) int64 are numbered from 0 on without gaps; None where each image stands alone.
-    At exactly 0 or 1 the variance is 0. The interval is then the exact one of a proportion of 0 or 1 of `fewest`, the
-    number of images, or of groups, of the smaller kind.
+    At exactly 0 or 1 the variance is 0. The interval is then that of shares of which all images are right. For each
+    area these are the images `smaller`, (n,) bool, of the kind with fewer images or groups.
     """
     if area in (0, 1):
-        bound = 0.025 ** (1 / fewest)
+        bound = lowest_mean(smaller, groups)
         return (bound, 1.0) if area == 1 else (0.0, 1 - bound)
     quantile = NORMAL_QUANTILE
     if groups is not None:
@@ -78,7 +78,7 @@ def roc_estimates(
 
     The area of a class that has all images or none is undefined, and not part of the mean.
     """
-    estimates, areas, fewest = list[Estimate](), list[float](), math.inf
+    estimates, areas, kinds = list[Estimate](), list[float](), list[np.ndarray]()
     total: np.ndarray | float = 0.0
     if groups is not None:  # once for all classes
         groups = np.unique(groups, return_inverse=True)[1]
@@ -87,17 +87,20 @@ def roc_estimates(
             estimates.append(Estimate(None))
             continue
         area, influences = auc_influences(scores, positive)
-        smaller = min(_units(groups, positive), _units(groups, ~positive))
-        estimates.append(Estimate(area, area_interval(area, influences, smaller, groups)))
+        smaller = smaller_kind(positive, groups)
+        estimates.append(Estimate(area, area_interval(area, influences, [smaller], groups)))
         areas.append(area)
-        total, fewest = total + influences, min(fewest, smaller)
+        if area in (0, 1):  # only where all are is it needed, and the memory of many classes is not
+            kinds.append(smaller)
+        total = total + influences
     if not areas:
         return estimates, Estimate(None)
     mean = float(np.mean(areas))
     assert isinstance(total, np.ndarray)
-    return estimates, Estimate(mean, area_interval(mean, total / len(areas), int(fewest), groups))
+    return estimates, Estimate(mean, area_interval(mean, total / len(areas), kinds, groups))
 
 
-def _units(groups: np.ndarray | None, rows: np.ndarray) -> int:
-    """Number of images `rows`, (n,) bool, or of their groups."""
-    return int(np.count_nonzero(rows if groups is None else np.bincount(groups[rows])))
+def smaller_kind(positive: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """(n,) bool: the positive images or the others, whichever are fewer, or are in fewer groups, (n,) int64."""
+    kinds = positive, ~positive
+    return min(kinds, key=lambda rows: np.count_nonzero(rows if groups is None else np.bincount(groups[rows])))

@@ -152,9 +152,9 @@ def _turn(
     scores = [(-confidence[part], distance[part]) for part in (known, unknown)]
     limits = choose_thresholds(distance[known], confidence[known])
     areas = [
-        auroc(scores[0][0], scores[1][0]),
-        auroc(scores[0][1], scores[1][1]),
-        auroc(combined_scores(scores[0], scores[0]), combined_scores(scores[0], scores[1])),
+        auroc(scores[0][0], scores[1][0])[0],
+        auroc(scores[0][1], scores[1][1])[0],
+        auroc(combined_scores(scores[0], scores[0]), combined_scores(scores[0], scores[1]))[0],
         float((~limits.unknown(distance[unknown], confidence[unknown])).mean()),
     ]
     return areas, (int(known.sum()), int(unknown.sum()))
