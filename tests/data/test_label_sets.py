@@ -89,6 +89,54 @@ def test_a_column_of_labels(tmp_path: Path, header, cells, form, expected):
     assert any("labels are read from column" in note for note in table.notes)
 
 
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["['cat', 'small']", "['small']", "[]"],  # a list of Python in a column of pandas
+        ['["cat","small"]', '["small"]', "[]"],  # JSON
+        ["['cat' 'small']", "['small']", "[]"],  # an array of NumPy
+        ["('cat', 'small')", "('small',)", "()"],
+        ["{'cat', 'small'}", "{'small'}", "{}"],
+        ["{cat,small}", "{small}", "{}"],  # PostgreSQL
+        ['{"choices":["cat","small"]}', "small", "[]"],  # Label Studio
+    ],
+)
+def test_cells_that_are_lists_hold_the_labels_without_brackets_and_quotes(tmp_path: Path, column, cells):
+    quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
+    table = open_source(source(tmp_path, f"image,{column}", *quoted))
+    assert sets(table) == ["cat+small", "small", ""]
+    assert any("whose cells are lists: 1 of 3 images have several, 1 none" in note for note in table.notes)
+
+
+def test_numbers_in_lists_are_labels_unless_they_are_one_for_each_class(tmp_path: Path):
+    assert sets(open_source(source(tmp_path, "image,label", '"[0, 2]"', "[1 2]", "[]"))) == ["0+2", "1+2", ""]
+    for cells in (['"[0, 0, 1]"', '"[1, 0, 0]"'], ["[0 1]", "[1 0]"], ['"(0.2, 0.8)"', '"(0.5, 0.5)"']):
+        with pytest.raises(UserError, match=r"all.csv:2: label is '.*', one number for each class; write the name"):
+            open_source(source(tmp_path, "image,label", *cells))
+
+
+def test_lists_of_one_are_one_label_for_each_image(tmp_path: Path):
+    table = open_source(source(tmp_path, "image,labels", "['cat']", "['dog']", "bird"))
+    assert not table.several
+    assert table.classes == ("bird", "cat", "dog")
+    assert sets(open_source(source(tmp_path, "image,labels", "['cat']", "['dog']"), labels=MULTI)) == ["cat", "dog"]
+
+
+def test_brackets_without_quotes_or_commas_belong_to_a_class_name(tmp_path: Path):
+    table = open_source(source(tmp_path, "image,label", "[other]", "(none)", "cat", "{x}"))
+    assert set(table.classes) == {"[other]", "(none)", "cat", "{x}"}
+
+
+def test_an_object_is_no_label(tmp_path: Path):
+    path = source(tmp_path, "image,label", "cat", "dog", name="all.jsonl")
+    path.write_text('{"image": "0.png", "label": {"name": "cat", "id": 3}}\n{"image": "1.png", "label": "dog"}\n')
+    with pytest.raises(
+        UserError, match=r"all.jsonl:1: label is .*'cat'.*, an object; write only the name of the class"
+    ):
+        open_source(path)
+
+
 @pytest.mark.parametrize(
     ("header", "cells"),
     [

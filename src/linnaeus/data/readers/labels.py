@@ -11,6 +11,7 @@ import numpy as np
 
 from linnaeus.data.class_names import listed, natural_order
 from linnaeus.data.readers.columns import BOOLEANS, FLAGS, SPLIT, LabelFormat, Row, boolean, key, one_hot
+from linnaeus.data.readers.listcells import list_cells
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -47,6 +48,8 @@ def read_labels(
     A row has several labels where the recipe says so or the cells show it. Raises UserError for a cell that is neither
     0 nor 1 in a column of such cells, and for a row of several classes where one is expected.
     """
+    if label is not None and (lists := _from_lists(file, label, rows, form.task)) is not None:
+        return lists
     sets = _label_sets(file, label, others, rows, form)
     if sets is not None:
         return sets
@@ -75,9 +78,23 @@ def _label_sets(
     separator = form.separator or _separator(cells.values(), key(label) in SEVERAL, form.task)
     if separator is None and form.task is None:
         return None
-    by_line = {line: _parts(text, separator) for line, text in cells.items()}
+    by_line = {line: _parts(text.split(separator) if separator else [text]) for line, text in cells.items()}
     how = f"separated by {separator!r}" if separator else "one in each row"
     return Labels(by_line, (label,), f"labels are read from column {label!r}, {how}: {_counts(by_line)}", several=True)
+
+
+def _from_lists(file: Path, label: str, rows: Sequence[Row], task: str | None) -> Labels | None:
+    """Labels of cells that are lists; where each has one item and the recipe says nothing else, one for each image."""
+    lists = list_cells(file, label, {line: cells[label] for line, cells in rows})
+    if lists is None:
+        return None
+    if all(len(items) == 1 for items in lists.values()) and task != "multi-label":
+        return Labels(lists, (label,), f"label is read from column {label!r}, whose cells are lists of one")
+    if task == "single-label":
+        return None
+    by_line = {line: _parts(items) for line, items in lists.items()}
+    note = f"labels are read from column {label!r}, whose cells are lists: {_counts(by_line)}"
+    return Labels(by_line, (label,), note, several=True)
 
 
 def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> Labels | None:
@@ -151,8 +168,8 @@ def _joined(texts: set[str]) -> str:
     )
 
 
-def _parts(text: str, separator: str | None) -> tuple[str, ...]:
-    parts = [part.strip() for part in (text.split(separator) if separator else [text])]
+def _parts(texts: Iterable[str]) -> tuple[str, ...]:
+    parts = [text.strip() for text in texts]
     return tuple(dict.fromkeys(part for part in parts if part and key(part) not in NOTHING))
 
 
