@@ -204,18 +204,21 @@ def _units(
 
 
 def _copies(table: Table, pool: np.ndarray) -> dict[int, int]:
-    """Each file of the pool, except those in groups, with an exact copy in it -> the one of them that is first by id.
+    """Each image of the pool, except those in groups, with an exact copy in it -> the one of them that is first by id.
 
-    Few files are read: only those that agree in size and in a piece from the middle are compared as a whole. Sources
-    without files of their own have been split by their authors, as a rule.
+    Few files are read: only those that agree in size and in a piece from the middle are compared as a whole. Images in
+    shards are not compared, because each would have to be fetched.
     """
-    paths = table.paths
-    if paths is None:
-        return {}
+    paths, images = table.paths, table.images
     alone = [i for i in pool.tolist() if table.groups is None or not table.groups[i]]
-    alike = _divided([alone], lambda i: tree.size(paths[i]))
-    alike = _divided(alike, lambda i: _middle(paths[i]))
-    alike = _divided(alike, lambda i: content_hash(paths[i]))
+    if images is not None:
+        alike = _divided([alone], lambda i: content_hash(images[i]))
+    elif paths is not None:
+        alike = _divided([alone], lambda i: tree.size(paths[i]))
+        alike = _divided(alike, lambda i: _middle(paths[i]))
+        alike = _divided(alike, lambda i: content_hash(paths[i]))
+    else:
+        return {}
     return {i: first for same in alike for first in [min(same, key=table.sample_id)] for i in same}
 
 
