@@ -229,7 +229,7 @@ def test_a_run_on_noise_says_that_it_knows_no_more_than_the_most_frequent_class(
     told = "not significantly better than always answering the most frequent class: 90.00 %"
     line = next(line for line in said.out.splitlines() if line.startswith("valid "))
     assert line.endswith(f", {told}")
-    page = (tmp_path / "run/report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}%", " %")
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8").replace("\N{NARROW NO-BREAK SPACE}%", " %")
     assert f"The accuracy is {told}." in page
     assert f"On `valid`, this accuracy is {told}." in model_card(linnaeus.load(tmp_path / "run"), "model.safetensors")
     said = say("evaluate", tmp_path / "run", source, "--split", "valid")
