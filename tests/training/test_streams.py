@@ -258,6 +258,16 @@ def test_fresh_augmentation_stores_nothing_of_training(network: Network):
     assert [entry.about["n"] for entry in default_cache().entries()] == [10]
 
 
+@pytest.mark.parametrize(("epochs", "stated"), [(4, False), (5, True)])
+def test_views_are_advised_where_they_save_time(network: Network, capsys, epochs: int, stated: bool):
+    s = streams(network, {**HEAD, "epochs": epochs, "augment": {"hflip": 0.5}})
+    s.console = Console()
+    s.of(0)
+    said = capsys.readouterr().out
+    assert "new augmentation in every epoch" in said
+    assert ("with views = 4" in said) is stated
+
+
 def test_without_room_for_stores_the_results_are_the_same(network: Network, tmp_path: Path):
     s = streams(network, HEAD, cache=Cache(tmp_path / "small", 64))
     cut, train, valid = s.of(0)

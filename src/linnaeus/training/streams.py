@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linnaeus.augment.pipeline import Augmentation
 from linnaeus.cache import OverBudgetError
-from linnaeus.console import duration
+from linnaeus.console import counted, duration
 from linnaeus.data.batches import Batch, Batches, InMemoryRows, Partition, Rows, Sampling, Subset
 from linnaeus.inference.feature_batches import exact_stages
 from linnaeus.models.executors import Executor
@@ -207,7 +207,7 @@ class Streams:
             earlier = None if self.train.earlier is None else self.train.earlier.repeated(views)
             labels = np.repeat(self.train.labels, views, axis=0)
             samples = Samples(Subset(self.train.rows, repeated), labels, earlier=earlier)
-        label = f"training, {views} views" if phase.views else "training"
+        label = f"training, {counted(views, 'view')}" if phase.views else "training"
         views_of = _Views(partial(augmented, self._augment(phase)), views)
         rows = self._store(self.frozen, cuts, samples, views_of, label, variant)
         # The store would not fit: the frozen part then runs in each epoch.
@@ -242,9 +242,10 @@ class Streams:
         executor = self._executor(cut, len(self.train) * phase.epochs)
         if phase.augment is not None:
             seconds, views = executor.seconds * len(self.train), min(4, phase.epochs)
+            less = f"; with views = {views} it would take {duration(seconds * views)}" if views < phase.epochs else ""
             self.console.say(
                 f"  new augmentation in every epoch: the frozen part takes about {duration(seconds * phase.epochs)} in "
-                f"all; with views = {views} it would take {duration(seconds * views)}"
+                f"all{less}"
             )
         return Stream(self._augmented_pixels(phase).batches, lambda batch, epoch: executor(augment(batch, epoch)))
 
