@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +273,38 @@ def test_groups_by_a_column_of_choice(images: Path):
         open_source(images / "all.csv", group="plant")
     with pytest.raises(UserError, match=r"cannot be grouped by 'patient', because only a CSV has columns"):
         open_source(images / "img", group="patient")
+
+
+@pytest.mark.parametrize("above", ["", "data/", "C:\\sets\\x\\"])
+@pytest.mark.parametrize("name", ["all.csv", "all.txt", "all.jsonl"])
+def test_paths_through_train_and_test_state_the_split(tmp_path: Path, name: str, above: str):
+    places = [f"{part}/{kind}/{k}.jpg" for part in ("Train", "validation", "test") for kind in "ab" for k in (1, 2)]
+    lay(tmp_path, *places)
+    if above == "data/":
+        above = f"{tmp_path}/"
+    elif above:
+        above, places = "", [place.replace("/", "\\") for place in places]
+    rows = [(above + place, place[-7]) for place in places]
+    if name.endswith("jsonl"):
+        text = "\n".join(json.dumps({"path": path, "label": label}) for path, label in rows)
+    else:
+        text = "\n".join(
+            ["path,label"] * name.endswith("csv") + [("," if "csv" in name else "\t").join(row) for row in rows]
+        )
+    (tmp_path / name).write_text(text)
+    table = open_source(tmp_path / name)
+    assert table.split.tolist() == ["train"] * 4 + ["valid"] * 4 + ["test"] * 4
+    told = (
+        f"{name}: the split is that of the folders 'test', 'train', 'validation' in the paths: 4 train, 4 valid, 4 test"
+    )
+    assert told in table.notes
+
+
+def test_a_column_or_other_folders_outweigh_folders_named_like_splits(tmp_path: Path):
+    lay(tmp_path, "train/1.jpg", "test/2.jpg", "bus/3.jpg")
+    (tmp_path / "all.csv").write_text("path,label,split\ntrain/1.jpg,a,\ntest/2.jpg,b,\n")
+    assert set(open_source(tmp_path / "all.csv").split) == {""}
+    (tmp_path / "all.csv").write_text("path,label\ntrain/1.jpg,a\ntest/2.jpg,b\nbus/3.jpg,b\n")
+    assert set(open_source(tmp_path / "all.csv").split) == {""}  # vehicles
+    (tmp_path / "all.csv").write_text("path,label,is_test\ntrain/1.jpg,a,1\ntest/2.jpg,b,0\ntrain/1.jpg,a,1\n")
+    assert set(open_source(tmp_path / "all.csv", lenient=True).split) == {"train", "test"}

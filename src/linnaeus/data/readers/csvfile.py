@@ -24,7 +24,7 @@ from linnaeus.data.readers.columns import (
 )
 from linnaeus.data.readers.jsonlines import json_records
 from linnaeus.data.readers.labels import indicator, occurring, read_labels
-from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate
+from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate, splits_of_folders
 from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
@@ -167,6 +167,9 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     rest = [name for name in others if name not in of_labels]
     about_splits = [name for name in columns if name == "split" or name in rest]
     rows.splits, split_notes = ([split] * len(records), []) if split else splits_of(path, about_splits, records)
+    if "split" not in columns and not any(rows.splits):
+        splits, by_folders = splits_of_folders(path, rows.texts)
+        rows.splits, split_notes = splits or rows.splits, split_notes + by_folders
     if labels.several:
         rows.sets = [tuple(label_of(name, path, line) for name in labels.by_line[line]) for line in rows.lines]
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from linnaeus.data import tree
 from linnaeus.data.class_names import (
     NAMES_TEXT,
     class_name,
+    listed,
     natural_order,
     printable,
     read_text,
@@ -23,7 +24,7 @@ from linnaeus.data.class_names import (
 )
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
 from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
-from linnaeus.data.table import Table
+from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError
 
 NUMBER = re.compile("-?[0-9]{1,18}")
@@ -72,7 +73,7 @@ def open_lists(source: str, files: dict[str, Path]) -> Table:
 
 def read_list(path: Path, split: str = "") -> Rows:
     """Read one list file into rows; the images are not looked for yet."""
-    rows = Rows(path)
+    rows, labels = Rows(path), []
     by_folder = False
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
@@ -85,14 +86,31 @@ def read_list(path: Path, split: str = "") -> Rows:
             raise UserError(f"{path}:{number}: {clip(line)} has no label; write `path label` on each line")
         rows.texts.append(cut[0])
         rows.labels.append(label_of(cut[1], path, number))
-        rows.written.add((split, cut[1]))
-        rows.splits.append(split)
+        labels.append(cut[1])
         rows.lines.append(number)
+    splits, rows.notes = ([], []) if split else splits_of_folders(path, rows.texts)
+    rows.splits = splits or [split] * len(rows.texts)
+    rows.written = set(zip(rows.splits, labels, strict=True))
     if by_folder:
         rows.notes.append(f"{path.name}: lines have no label; the class is the folder of each image")
     if not rows.texts:
         raise UserError(f"{path}: lists no images; write `path label`, one per line")
     return rows
+
+
+def splits_of_folders(file: Path, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The split of each path and a note, where every path leads through a folder such as train/ or test/; else empty.
+
+    A random split would mix the test images of such a list into training.
+    """
+    folders = [text.strip().replace("\\", "/").lower().split("/")[:-1] for text in texts]
+    for level in zip(*folders, strict=False):
+        splits = [SPLIT_NAMES.get(name, "") for name in level]
+        if all(splits) and len(set(splits)) > 1:
+            counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS if split in splits)
+            names = listed(sorted(set(level)))
+            return splits, [f"{file.name}: the split is that of the folders {names} in the paths: {counts}"]
+    return [], []
 
 
 def clip(text: str, most: int = 120) -> str:
