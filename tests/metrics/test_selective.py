@@ -160,8 +160,17 @@ def test_where_no_threshold_helps():
     assert rule.estimated is rule.tested is rule.applied is None
     assert rule.threshold == NO_ANSWER > 1
     assert (rule.answers, rule.to_dict()["threshold"]) == ("none", None)
-    assert str(rule) == "always: even among the most confident of 300 answers more than 2 % are wrong"
+    assert str(rule) == "always: by 300 answers, no threshold is expected to keep wrong ones to 2 % or fewer"
     assert 'so this model answers "unsure" to every image' in rule.notice
+
+
+def test_a_threshold_that_few_right_answers_support_is_not_called_wrong():
+    """The ten most confident of 20 answers are right, which is too few for a model that is wrong half the time."""
+    curve = risk_coverage_curve(np.linspace(0.5, 1, 20), np.arange(20) >= 10)
+    rule = choose_thresholds(curve, 0.02)
+    assert curve.wrong[curve.answered == 10] == 0
+    assert rule.applied is None
+    assert str(rule) == "always: by 20 answers, no threshold is expected to keep wrong ones to 2 % or fewer"
 
 
 def test_one_lucky_answer_is_no_threshold():

@@ -66,8 +66,8 @@ class AbstentionRule:
         share = percent(self.target_risk, 0, exact=True)
         more = min(5 * self.target_risk, (1 + self.target_risk) / 2)
         return (
-            f'no threshold keeps wrong answers to {share} or fewer, so this model answers "unsure" to every image; '
-            f"train with more images, or allow more errors (--set error={more:g})"
+            f"no threshold is expected to keep wrong answers to {share} or fewer, so this model "
+            f'answers "unsure" to every image; train with more images, or allow more errors (--set error={more:g})'
         )
 
     @property
@@ -92,7 +92,7 @@ class AbstentionRule:
     def __str__(self) -> str:
         point, share = self.applied, percent(self.target_risk, 0, exact=True)
         if point is None:
-            return f"always: even among the most confident of {self.n} answers more than {share} are wrong"
+            return f"always: by {self.n} answers, no threshold is expected to keep wrong ones to {share} or fewer"
         if point.threshold == 0:
             text = f"never: {point.wrong} of {self.n} answers are wrong, and {share} are allowed; "
         else:

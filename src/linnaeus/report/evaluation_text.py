@@ -169,7 +169,7 @@ def _effect(point: MeasuredPoint, n: int) -> str:
 
 def _no_threshold(result: Abstention, name: str) -> str:
     if name == "estimated":
-        return "none: even the most confident answers are wrong more often"
+        return "none: no threshold is expected to keep wrong answers so few"
     rule = result.rule
     few = (
         f", and there were {rule.n}" if rule.n < rule.required and not (rule.grouped or rule.candidates is None) else ""
