@@ -282,7 +282,7 @@ def test_an_unsuccessful_decompression_leaves_nothing(tmp_path: Path, cache: Pat
 def test_decompressed_archives_are_evicted_like_any_entry(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     """The least recently used one, also while a table is read from it; one larger than the budget is refused."""
     monkeypatch.setattr(unpacking, "STEP", 32 << 10)
-    monkeypatch.setattr(unpacking, "PIECE", 8 << 10)
+    monkeypatch.setattr(unpacking, "CHUNK", 8 << 10)
     monkeypatch.setenv("LINNAEUS_CACHE_GB", "0.0002")  # two of three
     tables = {}
     for k, name in enumerate("abc"):

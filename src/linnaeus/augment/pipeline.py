@@ -33,8 +33,8 @@ from linnaeus.recipe import Augment
 
 __all__ = ["Augmentation", "center_crop", "uniforms"]
 
-CPU_PIECE = 1 << 20  # bytes of float pixels processed at a time, so that they stay in a core's cache
-DEVICE_PIECE = 256 << 20
+CPU_CHUNK = 1 << 20  # bytes of float pixels processed at a time, so that they stay in a core's cache
+DEVICE_CHUNK = 256 << 20
 
 
 def center_crop(pixels: Tensor, shapes: Tensor | np.ndarray, size: int, shift: tuple[int, int] = (0, 0)) -> Tensor:
@@ -82,9 +82,9 @@ class Augmentation:
         warp = Warp(maps, pixels, shapes, size, apart=on_cpu) if (maps.kinds == WARP).any() else None
 
         # Each thread has buffers of its own.
-        def work(pieces: Sequence[slice | np.ndarray]) -> None:
+        def work(chunks: Sequence[slice | np.ndarray]) -> None:
             scratch = Scratch(pixels.device)
-            for which in pieces:
+            for which in chunks:
                 rows, part, target = take(pixels, which), maps.select(which), take(out, which)
                 if warp is not None and part.kinds[0] == WARP:
                     x = warp(rows, which, scratch)
@@ -100,8 +100,8 @@ class Augmentation:
                     # Scattered samples were computed in a copy and must be written back.
                     out.index_copy_(0, torch.from_numpy(which).to(out.device), target)
 
-        pieces = list(self._pieces(maps.kinds * 10 + finish.kinds, pixels))
-        share(pieces, work, torch.get_num_threads() if on_cpu else 1)
+        chunks = list(self._chunks(maps.kinds * 10 + finish.kinds, pixels))
+        share(chunks, work, torch.get_num_threads() if on_cpu else 1)
         result = out.permute(0, 3, 1, 2)
         if spec.erase:
             erase(result, draw_erasures(spec, size, self.seed, epoch, indices))
@@ -128,17 +128,17 @@ class Augmentation:
         out = torch.addcmul(black, x.view(len(x), self.size, -1).float(), scale)
         return out.view(x.shape).permute(0, 3, 1, 2)
 
-    def _pieces(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
-        """Cut the batch into pieces that are worked on the same way; ways (N,) -> sample numbers, in rising order.
+    def _chunks(self, ways: np.ndarray, pixels: Tensor) -> Iterator[slice | np.ndarray]:
+        """Cut the batch into chunks that are worked on the same way; ways (N,) -> sample numbers, in rising order.
 
-        A piece's float pixels stay in the cache of a CPU; larger images go one by one there, without being copied.
+        A chunk's float pixels stay in the cache of a CPU; larger images go one by one there, without being copied.
         """
         n = len(ways)
         if not together(pixels, self.size):
             yield from (slice(i, i + 1) for i in range(n))
             return
         most = max(
-            1, (CPU_PIECE if pixels.device.type == "cpu" else DEVICE_PIECE) // (4 * self.size**2 * pixels.shape[-1])
+            1, (CPU_CHUNK if pixels.device.type == "cpu" else DEVICE_CHUNK) // (4 * self.size**2 * pixels.shape[-1])
         )
         if (ways == ways[:1]).all():
             yield from (slice(i, min(i + most, n)) for i in range(0, n, most))

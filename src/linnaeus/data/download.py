@@ -218,9 +218,9 @@ def _attempt(url: str, part: _Part, wanted: Wanted, progress: Progress | None) -
             raise OSError(errno.ENOSPC, "no space")
         part.version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         done, detector, most = start, StallDetector(start), total or wanted.size or LIMIT
-        while piece := _read(response):
-            part.file.write(piece)
-            done += len(piece)
+        while chunk := _read(response):
+            part.file.write(chunk)
+            done += len(chunk)
             if done > most:
                 part.file.truncate(0)
                 raise RefusedError(f"sends more than {most} bytes")

@@ -20,7 +20,7 @@ from linnaeus.errors import UserError, visible
 from linnaeus.files import csv_file
 from linnaeus.metrics.stratification import iterative_stratification
 
-PIECE = 4096
+CHUNK = 4096
 """Bytes in the middle of two files of the same size that are compared before the whole files are."""
 
 
@@ -206,7 +206,7 @@ def _units(
 def _copies(table: Table, pool: np.ndarray) -> dict[int, int]:
     """Each image of the pool, except those in groups, with an exact copy in it -> the one of them that is first by id.
 
-    Few files are read: only those that agree in size and in a piece from the middle are compared as a whole. Images in
+    Few files are read: only those that agree in size and in a chunk from the middle are compared as a whole. Images in
     shards are not compared, because each would have to be fetched.
     """
     paths, images = table.paths, table.images
@@ -237,7 +237,7 @@ def _middle(path: str) -> bytes:
     try:
         with tree.open_binary(path) as file:
             file.seek(tree.size(path) // 2)
-            return file.read(PIECE)
+            return file.read(CHUNK)
     except (OSError, ValueError, MemberError):
         return b""
 

@@ -111,7 +111,7 @@ def of_run(run: Path, device: str) -> Backbone:
 
 
 def unseen_images(folder: Path, paths: list[str], run: Path, about: ModelFile, console: Console) -> list[str]:
-    """The images of `folder` that the model of `run` was neither trained nor chosen on; the others would flatter it.
+    """The images of `folder` that the model of `run` was neither trained nor chosen on; on others it looks too good.
 
     Raises UserError if there are none.
     """

@@ -24,7 +24,7 @@ ATTEMPTS = 4  # in a row that bring no bytes, before the read fails
 WAIT = 0.5  # seconds before the second attempt; doubled for each further one
 TIMEOUT = 30.0  # seconds without a byte
 OPEN_FILES = 16  # local files that each thread keeps open
-PIECE = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes
 FINAL = (400, 401, 403, 404, 410, 416)  # HTTP status codes that another attempt cannot change
 
 
@@ -67,8 +67,8 @@ def fetch_range(url: str, offset: int, size: int) -> bytes:
     def attempt() -> bytes:
         with _open_range(url, offset + len(received), offset + size) as response:
             detector = StallDetector(len(received))
-            while len(received) < size and (piece := response.read1(min(PIECE, size - len(received)))):
-                received.extend(piece)
+            while len(received) < size and (chunk := response.read1(min(CHUNK, size - len(received)))):
+                received.extend(chunk)
                 detector.check(len(received))
         if len(received) < size:
             raise _IncompleteError(f"the response ended after {len(received):,} of {size:,} bytes")
@@ -106,7 +106,7 @@ class _RemoteFile(io.RawIOBase):
 
 def open_remote(url: str) -> io.BufferedReader:
     """A file on a server, to be read from front to back: one request for each megabyte that is not skipped."""
-    return io.BufferedReader(_RemoteFile(url), PIECE)
+    return io.BufferedReader(_RemoteFile(url), CHUNK)
 
 
 def head(url: str) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from linnaeus.errors import UserError, visible
 
 HEADER_LIMIT = 64 << 10  # bytes of all headers of one member; a path has at most 4,096
-PIECE = 1 << 20  # bytes read at a time
+CHUNK = 1 << 20  # bytes read at a time
 FILE_LIMIT = 1 << 30  # bytes of one file
 ANY_LENGTH = 1 << 62  # bytes: an archive may have any length that its file proves
 LINKS = "write it again (tar --dereference --hard-dereference)"
@@ -113,17 +113,17 @@ def safe_members(place: str, file: BinaryIO, container: str) -> Iterator[tarfile
 
 def content(name: str, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     """The bytes of a regular member. Raises UserError if the archive ends inside it."""
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
     with _errors(name):
         file.seek(member.offset_data)
         left = member.size
-        while left:  # in pieces: the claimed size may be larger than the archive
-            piece = file.read(min(PIECE, left))
-            if not piece:
+        while left:  # in chunks: the claimed size may be larger than the archive
+            chunk = file.read(min(CHUNK, left))
+            if not chunk:
                 raise tarfile.ReadError(f"unexpected end of data in {visible(member.name)[:200]!r}")
-            pieces.append(piece)
-            left -= len(piece)
-    return b"".join(pieces)
+            chunks.append(chunk)
+            left -= len(chunk)
+    return b"".join(chunks)
 
 
 def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> Iterator[tuple[str, bytes]]:

@@ -16,7 +16,7 @@ from linnaeus.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 COPY = "data.tar"  # the file of an entry
-PIECE = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes
 STEP = 64 << 20  # bytes for which the cache makes room at a time
 RATIO = 200
 """Bytes per compressed byte; the same limit as for a zip."""
@@ -47,8 +47,8 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
     written = room = 0
     try:
         with opened(place) as source, target.open("wb") as file:
-            while piece := source.read(PIECE):
-                written += len(piece)
+            while chunk := source.read(CHUNK):
+                written += len(chunk)
                 if written > limit:
                     raise UserError(
                         f"{place}: decompresses to over {limit:,} bytes, {RATIO} times its size, like a decompression "
@@ -58,7 +58,7 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
                 if written > room:
                     cache.room(name, STEP)
                     room += STEP
-                file.write(piece)
+                file.write(chunk)
     except OverBudgetError as error:
         raise UserError(
             f"{place}: its decompressed copy does not fit into the cache ({error}); raise LINNAEUS_CACHE_GB, or "

@@ -74,7 +74,7 @@ def open_shards(index: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _StoredTensor:
     """The bytes of a tensor in a shard."""
 
     name: str
@@ -95,7 +95,7 @@ def merge_shards(index: Path, target: Path) -> None:
     Raises UserError as `open_shards`.
     """
     wanted = set(open_shards(index))
-    pieces = []
+    tensors = []
     for file in shard_files(index.read_bytes(), str(index)):
         path = index.with_name(file)
         with path.open("rb") as stream:
@@ -104,29 +104,29 @@ def merge_shards(index: Path, target: Path) -> None:
         for name in wanted & header.keys():
             wanted.remove(name)
             begin, end = header[name]["data_offsets"]
-            pieces.append(_Piece(name, header[name], path, 8 + length + begin, end - begin))
-    pieces.sort(key=lambda piece: (-piece.alignment, piece.name))  # wide numbers first, so that all stay aligned
+            tensors.append(_StoredTensor(name, header[name], path, 8 + length + begin, end - begin))
+    tensors.sort(key=lambda tensor: (-tensor.alignment, tensor.name))  # wide numbers first, so that all stay aligned
     merged: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for piece in pieces:
-        merged[piece.name] = piece.about | {"data_offsets": [offset, offset + piece.size]}
-        offset += piece.size
+    for tensor in tensors:
+        merged[tensor.name] = tensor.about | {"data_offsets": [offset, offset + tensor.size]}
+        offset += tensor.size
     text = json.dumps(merged).encode()
     text += b" " * (-len(text) % 8)
     with target.open("wb") as output:
         output.write(struct.pack("<Q", len(text)) + text)
-        for piece in pieces:
-            _copy(piece, output)
+        for tensor in tensors:
+            _copy(tensor, output)
 
 
-def _copy(piece: _Piece, output: Any) -> None:
-    with piece.path.open("rb") as stream:
-        stream.seek(piece.start)
-        left = piece.size
+def _copy(tensor: _StoredTensor, output: Any) -> None:
+    with tensor.path.open("rb") as stream:
+        stream.seek(tensor.start)
+        left = tensor.size
         while left:
             content = stream.read(min(left, BUFFER))
             if not content:
-                raise UserError(f"{piece.path}: was cut short while it was copied; download it again")
+                raise UserError(f"{tensor.path}: was cut short while it was copied; download it again")
             output.write(content)
             left -= len(content)
 
