@@ -100,6 +100,15 @@ def test_labels_under_another_name_and_the_separator_line_of_excel(tmp_path: Pat
         open_source(path)
 
 
+def test_a_column_of_class_numbers_is_the_label_unless_another_names_the_classes(tmp_path: Path):
+    table = open_source(write(tmp_path, "Path,ClassId", *"0101"))  # GTSRB
+    assert table.classes == ("0", "1")
+    assert "label is read from column 'classid'" in table.notes[0]
+    rows = [f"{row},{k % 2},{'xy'[k % 2]}" for k, row in enumerate(ROWS)]
+    (tmp_path / "both.csv").write_text("\n".join(["path,class_id,class_name", *rows]))
+    assert open_source(tmp_path / "both.csv").classes == ("x", "y")
+
+
 def test_one_image_with_two_labels(tmp_path: Path):
     with pytest.raises(UserError, match=r"'images/a.jpg' is listed with the labels 'x', 'y'"):
         open_source(write(tmp_path, "path,label", *"xyxy", paths=(ROWS[0], ROWS[0], ROWS[1], ROWS[2])))

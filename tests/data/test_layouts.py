@@ -25,13 +25,17 @@ from linnaeus.errors import UserError
         ("train/a/1.jpg train/b/1.jpg test_set/a/1.jpg", "test_set: beside train/ and named like test; rename it"),
         ("train/a/1.jpg train/b/1.jpg vaild/a/1.jpg", "named like valid; rename it to valid"),
         ("train/a/1.jpg train/b/1.jpg dev/a/1.jpg", "named like valid"),
-        ("train/photos/a/1.jpg train/photos/b/1.jpg", "its folders 'a', 'b' may be the classes"),
+        ("train/photos/a/1.jpg train/photos/b/1.jpg", "the folders 'a', 'b' below it may be the classes"),
+        ("x/x/images/a/1.jpg x/x/images/b/1.jpg", "only one class folder, 'x'; the folders 'a', 'b' below it may be"),
+        ("x/y/Train/a/1.jpg x/y/Test/a/1.jpg", "may be the classes or splits: then point at {}/x/y"),
+        ("train/a/1.jpg train/b/1.jpg Validate/a/1.jpg", "Validate: beside train/ and named like valid; rename it"),
+        ("训练集/a/1.jpg 训练集/b/1.jpg 测试集/a/1.jpg", "'测试集', '训练集' are named like splits, not classes"),
     ],
 )
 def test_wrong_classes_are_refused(tmp_path: Path, files: str, message: str):
     with pytest.raises(UserError) as error:
         open_source(lay(tmp_path, *files.split()))
-    assert message in str(error.value)
+    assert message.format(tmp_path) in str(error.value)
 
 
 def test_common_folders_inside_classes_are_pointed_out(tmp_path: Path):

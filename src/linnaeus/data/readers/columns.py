@@ -15,7 +15,15 @@ from linnaeus.errors import UserError, did_you_mean
 
 PATH = ("filepath", "file", "filename", "image", "img", "imagepath", "imgpath", "imagename", "imagefile", "images")
 IDENTIFIER = ("imageid", "id", "imgid", "imageindex", "name")  # names the image only where no other column does
-LABELS = ("findinglabels", "labelnames", "tags")  # only where no other column names labels
+LABELS = (
+    "findinglabels",
+    "labelnames",
+    "tags",
+    "classid",
+    "labelid",
+    "categoryid",
+    "classindex",
+)  # only where no other column names labels
 LABEL = ("class", "classname", "labels", "labelname", "category", "target", "species", "breed", "diagnosis", "choice")
 SPLIT = ("set", "subset", "partition", "phase", "usage", "fold", "kfold", "datasplit", "dataset", "stage", "mode")
 FLAGS = {

@@ -275,14 +275,16 @@ def _nothing(folder: str, split: str, path: Path) -> str:
 
 
 def _refuse_wrapper(path: Path, only: str) -> None:
-    """Refuse a single class folder that contains several folders: most likely an archive unpacked too deep."""
-    for entry in _list(str(path))[0]:
-        inside = _list(entry.path)[0]
-        if class_name(entry.name) == only and len(inside) > 1:
+    """Refuse a single class folder with several folders below it: most likely an archive unpacked too deep."""
+    place = next((entry.path for entry in _list(str(path))[0] if class_name(entry.name) == only), None)
+    while place is not None:
+        folders, files = _list(place)[:2]
+        if len(folders) > 1:
             raise UserError(
-                f"{path}: only one class folder, {only!r}; its folders {listed([e.name for e in inside])} may be the "
-                f"classes: then point at {path / entry.name}"
+                f"{path}: only one class folder, {only!r}; the folders {listed([e.name for e in folders])} below it "
+                f"may be the classes or splits: then point at {place}"
             )
+        place = folders[0].path if folders and not files else None
 
 
 def loose_images(source: str, paths: Iterable[str]) -> Table:

@@ -13,7 +13,9 @@ from linnaeus.errors import UserError
 
 DETECTION = {"labels", "annotations", "masks"}
 IMAGES = re.compile("(jpeg)?images?|imgs?|(train|val|test)[0-9]{4}")
-HELD_OUT = {"dev": "valid", "eval": "valid", "evaluation": "valid", "holdout": "test", "hold_out": "test"}
+OTHER_NAMES = {"dev": "valid", "eval": "valid", "evaluation": "valid", "holdout": "test", "hold_out": "test"}
+OTHER_NAMES |= {"validate": "valid", "训练集": "train", "训练": "train", "验证集": "valid", "验证": "valid"}
+OTHER_NAMES |= {"测试集": "test", "测试": "test"}
 GROUPS = re.compile(
     "(cam|camera|fold|batch|part|session|day|run|set|split|seq|sequence|group|patient|subject|site|scene|view|video"
     "|clip|user|device|location|series)[-_ ]?[0-9]+",
@@ -26,7 +28,7 @@ def likely_split(name: str) -> str | None:
     text = name.lower()
     words = [SPLIT_NAMES[word] for word in re.split("[^a-z]+", text) if word in SPLIT_NAMES]
     close = difflib.get_close_matches(text, SPLIT_NAMES, 1, 0.8)
-    return HELD_OUT.get(text) or (words[0] if words else SPLIT_NAMES[close[0]] if close else None)
+    return OTHER_NAMES.get(text) or (words[0] if words else SPLIT_NAMES[close[0]] if close else None)
 
 
 def refuse_detection(folder: str, names: Iterable[str]) -> None:
