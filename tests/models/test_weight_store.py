@@ -184,11 +184,10 @@ def test_hub_gives_safetensors(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     entry = PretrainedWeights(**{**vars(pretrained[0]), "hub": "somebody/resnet20"})
     monkeypatch.setitem(PRETRAINED, NAME, entry)
-    hub = SimpleNamespace(
-        hf_hub_url=lambda repo, name, **_: f"http://hub/{repo}/{name}",
-        get_hf_file_metadata=lambda url, **_: SimpleNamespace(etag=digest, location=url, size=None),
-    )
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", hub)
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "hf_hub_url", lambda repo, name, **_: f"http://hub/{repo}/{name}")
+    found = lambda url, **_: SimpleNamespace(etag=digest, location=url, size=None)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", found)
     url, published = "http://hub/somebody/resnet20/model.safetensors", RemoteFile(entry.url, entry.sha256, entry.file)
     assert weight_store.remote_weights(entry) == RemoteFile(url, digest, f"{NAME}.safetensors")
     assert weight_store.pull(NAME, fetch=copying(file)).name == f"{NAME}.safetensors"
