@@ -38,6 +38,11 @@ SYNONYMS = {
     "phase.1.weight_decay": ("wd", "l2", "weightdecay"),
     "phase.1.schedule": ("sched", "scheduler", "lr_scheduler", "lr_scheduler_type", "cos_lr"),
     "phase.1.schedule.warmup": ("warmup", "warmup_epochs", "warmup_steps", "warmup_ratio"),
+    "phase.1.schedule.pct_start": ("rise",),
+    "phase.1.schedule.div": ("div_factor", "start_div"),
+    "phase.1.schedule.div_final": ("final_div", "end_div"),
+    "phase.1.augment.trivial_augment": ("trivial", "trivialaugment", "trivialaugmentwide", "ta_wide"),
+    "model.frozen_precision": ("frozen",),
     "phase.1.label_smoothing": ("smoothing", "label_smoothing_factor"),
     "phase.1.early_stop": ("patience", "early_stopping", "early_stopping_patience"),
     "phase.1.clip": ("clip_grad", "grad_clip", "max_grad_norm", "gradient_clip_val"),
@@ -49,7 +54,7 @@ SYNONYMS = {
     "phase.1.class_weights": ("class_weight",),
     "phase.1.augment": ("augmentation", "augmentations", "transforms", "transform", "auto_augment"),
 }
-"""Recipe key -> its names in other tools: Ultralytics, fastai, Keras, timm, AutoGluon, transformers, scikit-learn."""
+"""Recipe key -> its former names, and those of Ultralytics, fastai, Keras, timm, AutoGluon, transformers, sklearn."""
 OURS = {name: key for key, names in SYNONYMS.items() for name in names}
 WITHOUT_KEY = dict.fromkeys(
     ("workers", "num_workers", "nw", "dataloader_num_workers", "nthreads"),
