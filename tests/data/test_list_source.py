@@ -216,6 +216,26 @@ def test_one_clear_line_for_each_mistake_in_a_csv(images: Path):
         refused(place, said)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("4.jpg", "img/tulip/4.jpg"),  # only the name of an image in a folder of its class
+        ("/data/upload/1/4.jpg", "img/tulip/4.jpg"),  # Label Studio
+        ("img/tulip/4.png", "img/tulip/4.jpg"),  # another suffix
+        ("IMG/TULIP/4.JPG", "img/tulip/4.jpg"),
+        ("flower\\4", "img/tulip/4.jpg"),
+        ("photos/7.jpg", None),
+    ],
+)
+def test_a_path_that_does_not_exist_leads_to_an_image_of_its_name(images: Path, written: str, meant: str | None):
+    lay(images, "img/4.txt", "img/rose/14.jpg")
+    (images / "x.csv").write_text(f"path,label\nimg/rose/1.jpg,a\n{written},b\n")
+    hint = (
+        f"{meant} exists: if it is meant, write the paths that way" if meant else "correct the path or remove the line"
+    )
+    refused(images / "x.csv", f"x.csv:3: {written!r} does not exist", f"; {hint}")
+
+
 def test_a_folder_in_place_of_an_image_is_named_once(images: Path, monkeypatch: pytest.MonkeyPatch):
     (images / "x.csv").write_text("path,label\nimg/rose/1.jpg,a\nimg/rose/9.jpg,a\n")
     monkeypatch.chdir(images)

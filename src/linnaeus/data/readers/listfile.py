@@ -23,6 +23,7 @@ from linnaeus.data.class_names import (
     spelling_variants,
 )
 from linnaeus.data.display_names import names_by_index, naming_note, refuse_swapped
+from linnaeus.data.readers.namesakes import namesake
 from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError
@@ -177,6 +178,8 @@ def _missing_images(rows: Rows, missing: list[int], folder: str) -> UserError:
         hint = "it is an address, and a list names files: download the images first"
     elif tail := next((tail for tail in tails if _find(tail, folder)), None):
         hint = f"{tail} exists: remove the part before it from the paths"
+    elif other := namesake(text, folder):
+        hint = f"{other} exists: if it is meant, write the paths that way"
     return UserError(
         f"{rows.file}:{rows.lines[first]}: {clip(rows.texts[first])} does not exist{others}{where}; {hint}"
     )
