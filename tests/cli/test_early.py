@@ -92,6 +92,12 @@ TRAIN = {
     "taken folder": ("images --recipe r.toml --out images", "images: already exists"),
     "folder below a file": ("images --recipe r.toml --out file/run", "file/run: cannot be written (Not a directory)"),
     "option": ("images --epoch", "No such option"),
+    "key of a phase": (
+        "images --optimizer adam",
+        "No such option '--optimizer'. Did you mean '--set phase.1.optimizer=…'?",
+    ),
+    "folder of another tool": ("images --project x", "No such option '--project': --out DIR names the run folder."),
+    "data of another tool": ("--data images", "No such option '--data': the data stands without an option"),
     "option of another tool": ("images --imgsz 224", "No such option '--imgsz'. Did you mean '--size'?"),
     "option that is a key here": ("images --patience 3", "Did you mean '--set phase.1.early_stop=…'?"),
     "option that is not needed": ("images --workers 4", "no number of workers is needed"),

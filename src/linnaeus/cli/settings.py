@@ -81,13 +81,13 @@ def other_name(error: click.ClickException) -> str:
     # Without --set the command has no recipe, so no key can be meant.
     if "--set" not in options:
         return ""
-    from linnaeus.recipe.keys import OURS, WITHOUT_KEY, normalized
+    from linnaeus.recipe.keys import OURS, SYNONYMS, WITHOUT_KEY, normalized
 
     name = normalized(error.option_name)
     if name in WITHOUT_KEY:
         return f"No such option '{error.option_name}': {WITHOUT_KEY[name]}."
-    key = OURS.get(name)
-    if key is None:
+    key = OURS.get(name, f"phase.1.{name}")
+    if key not in SYNONYMS:
         return ""
     short = f"--{key.removeprefix('model.').replace('name', 'model')}"
     return f"No such option '{error.option_name}'. Did you mean '{short if short in options else f'--set {key}=…'}'?"

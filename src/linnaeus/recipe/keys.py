@@ -60,6 +60,11 @@ WITHOUT_KEY = dict.fromkeys(
     ("workers", "num_workers", "nw", "dataloader_num_workers", "nthreads"),
     "images are decoded once, by as many threads as there are cores; no number of workers is needed",
 )
+WITHOUT_KEY |= dict.fromkeys(("project", "output_dir", "exp_name", "save_dir"), "--out DIR names the run folder")
+WITHOUT_KEY |= dict.fromkeys(
+    ("data", "data_dir", "data_path", "dataset", "train_dir"),
+    "the data stands without an option, as in linnaeus train photos",
+)
 """Names of other tools for what has no key here -> the reason."""
 OPTIONS = {"model": "model.name", "weights": "model.weights", "seed": "seed", "epochs": "epochs"}
 """Option of a command -> the key that it stands for."""
