@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from linnaeus.errors import UserError
@@ -110,3 +112,22 @@ def exit_with_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="linnaeus-parent", daemon=True).start()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the process at once, inside a call of C++ that never returns to Python.
+
+    For work that leaves nothing to clean up.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    in_main = threading.current_thread() is threading.main_thread()  # only there can handlers be set
+    handlers = {number: signal.getsignal(number) for number in signals} if in_main else {}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
