@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from linnaeus.console import counted
 from linnaeus.device import choose_device
-from linnaeus.distributed.environment import ProcessInfo, process_info, slurm_address, stopped_by_signals
+from linnaeus.distributed.environment import ProcessInfo, meeting, process_info, slurm_address
 from linnaeus.distributed.group import TIMEOUT, ProcessGroup
 from linnaeus.distributed.precision import BF16, CHANNELS_LAST, MIXED, full_name
 from linnaeus.errors import UserError
@@ -242,7 +242,7 @@ def _meet(backend: str, info: ProcessInfo) -> None:
         return
     if info.slurm:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm_address(os.environ)
-    with stopped_by_signals():  # a process that never comes is waited for in C++
+    with meeting(info):  # a process that never comes is waited for in C++
         torch.distributed.init_process_group(backend, rank=info.rank, world_size=info.world_size, timeout=TIMEOUT)
     # A thread of gloo that frees the last tensor needs the interpreter: while it shuts down that aborts the process.
     atexit.register(_leave)

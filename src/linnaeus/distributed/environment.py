@@ -11,7 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from linnaeus.console import echo_error
 from linnaeus.errors import UserError
+
+PATIENCE = 30.0
+"""Seconds after which a process says that it waits for others to start."""
 
 FIRST_PORT = 15_000
 """Ports from here on are used by jobs of SLURM: not those of services, and below those given to clients."""
@@ -131,3 +135,24 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def meeting(info: ProcessInfo) -> Iterator[None]:
+    """Let signals end the process while it waits for the others, and say after PATIENCE what it waits for.
+
+    A process may be missing, or a variable of the launcher wrong.
+    """
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    line = (
+        f"waiting   process RANK={info.rank} of WORLD_SIZE={info.world_size} waits for the others at {address} "
+        "(MASTER_ADDR, MASTER_PORT); if they are not starting, stop it with Ctrl-C and correct these variables"
+    )
+    timer = threading.Timer(PATIENCE, echo_error, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        with stopped_by_signals():
+            yield
+    finally:
+        timer.cancel()
