@@ -136,7 +136,7 @@ def test_int8_is_close_or_rejected_and_stored_separately(network: Network, monke
     with monkeypatch.context() as patch:
         patch.setattr("linnaeus.models.executors.INT8_TOLERANCE", 1e-6)
         with pytest.raises(
-            UserError, match=r"frozen = \"int8\": it changes the outputs of the network by \d+ %; remove the setting"
+            UserError, match=r"frozen_precision = \"int8\": it changes the outputs .* by \d+ %; remove the setting"
         ):
             s.of(0)
     _, rounded, _ = s.of(0)
