@@ -99,6 +99,16 @@ TRAIN = {
     "folder of another tool": ("images --project x", "No such option '--project': --out DIR names the run folder."),
     "data of another tool": ("--data images", "No such option '--data': the data stands without an option"),
     "option of another tool": ("images --imgsz 224", "No such option '--imgsz'. Did you mean '--size'?"),
+    "name of a run": ("images --name x", "No such option '--name'. Did you mean '--out'?"),
+    "number of a GPU": ("images --gpu 0", "No such option '--gpu'. Did you mean '--device'?"),
+    "short option": ("images -b 32", "No such option '-b'. Did you mean '--batch'?"),
+    "number of classes": ("images --num-classes 2", "'--num-classes': the data says which classes there are"),
+    "assignments": ("model=resnet50 data=images", "type: linnaeus train images --model resnet50 (see"),
+    "assigned keys": (
+        "--seed 1 data=images imgsz=64 opt=adam resume=True",
+        "type: linnaeus train --seed 1 images --size 64 --set phase.1.optimizer=adam --resume (see",
+    ),
+    "assigned key of nothing": ("images nothing=3", "Got unexpected extra argument (nothing=3)"),
     "option that is a key here": ("images --patience 3", "Did you mean '--set phase.1.early_stop=…'?"),
     "option that is not needed": ("images --workers 4", "no number of workers is needed"),
     "key of another tool": ("images --set learning_rate=1e-3", "learning_rate: unknown key (did you mean lr?)"),
@@ -114,6 +124,14 @@ TRAIN = {
     "ambiguous key": ("images --set head=auto", "--set head: write phase.1.head or model.head"),
 }
 OTHERS = {
+    "command of another tool": ("val m.safetensors images", "No such command 'val'. Did you mean 'evaluate'?"),
+    "argument as an option": (
+        "predict m.safetensors --source images",
+        "an option: linnaeus predict MODEL IMAGES.",
+    ),
+    "arguments assigned": ("predict source=images model=m.pt", "type: linnaeus predict m.pt images (see"),
+    "format of an export": ("export m.safetensors --format onnx", "No such option '--format'. Did you mean '--to'?"),
+    "models of a probe": ("probe images --models a", "No such option '--models'. Did you mean '--backbones'?"),
     "predict model": ("predict nowhere images", "nowhere: no such model file"),
     "predict folder": ("predict images images", "images: holds no model.safetensors"),
     "predict images": ("predict m.safetensors empty", "empty: no images in this folder"),

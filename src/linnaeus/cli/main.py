@@ -33,11 +33,12 @@ from linnaeus.cli.options import (
     show_next,
     verbosity,
 )
+from linnaeus.cli.other_names import other_name, refuse_other_names
 from linnaeus.cli.predict import predict
 from linnaeus.cli.probe import probe
 from linnaeus.cli.push import push
 from linnaeus.cli.serve import serve
-from linnaeus.cli.settings import ShortcutCommand, other_name, parse_settings, settings_option, shortcuts
+from linnaeus.cli.settings import ShortcutCommand, parse_settings, settings_option, shortcuts
 from linnaeus.cli.sweep import sweep
 from linnaeus.cli.system import COMPLETE, completion, env
 from linnaeus.console import Console, discard, duration, echo_error, finish_streams, prepare_streams
@@ -68,6 +69,10 @@ class SectionedGroup(click.Group):
     ) -> click.Context:
         with closed_pipe_is_no_error():
             return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        refuse_other_names(ctx, self.get_command(ctx, args[0]), args)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with closed_pipe_is_no_error():

@@ -72,27 +72,6 @@ shortcuts = together(
 """Adds --lr, --batch and --size to a command, which gets them from `parse_settings`: they are keys of the recipe."""
 
 
-def other_name(error: click.ClickException) -> str:
-    """The message for an option that has another name here, such as --imgsz of `train`; "" for any other error."""
-    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
-        # Typing `--imgsz`, as other tools call it, should lead to the option of this one.
-        return ""
-    options = {text: option for option in error.ctx.command.params for text in option.opts}
-    # Without --set the command has no recipe, so no key can be meant.
-    if "--set" not in options:
-        return ""
-    from linnaeus.recipe.keys import OURS, SYNONYMS, WITHOUT_KEY, normalized
-
-    name = normalized(error.option_name)
-    if name in WITHOUT_KEY:
-        return f"No such option '{error.option_name}': {WITHOUT_KEY[name]}."
-    key = OURS.get(name, f"phase.1.{name}")
-    if key not in SYNONYMS:
-        return ""
-    short = f"--{key.removeprefix('model.').replace('name', 'model')}"
-    return f"No such option '{error.option_name}'. Did you mean '{short if short in options else f'--set {key}=…'}'?"
-
-
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     """`--set KEY=VALUE` options, after the shortcuts of the running command -> dotted key to TOML value."""
     from linnaeus.recipe import parse_setting

@@ -57,14 +57,15 @@ SYNONYMS = {
 """Recipe key -> its former names, and those of Ultralytics, fastai, Keras, timm, AutoGluon, transformers, sklearn."""
 OURS = {name: key for key, names in SYNONYMS.items() for name in names}
 WITHOUT_KEY = dict.fromkeys(
-    ("workers", "num_workers", "nw", "dataloader_num_workers", "nthreads"),
+    ("workers", "num_workers", "nw", "j", "dataloader_num_workers", "nthreads"),
     "images are decoded once, by as many threads as there are cores; no number of workers is needed",
 )
 WITHOUT_KEY |= dict.fromkeys(("project", "output_dir", "exp_name", "save_dir"), "--out DIR names the run folder")
 WITHOUT_KEY |= dict.fromkeys(
-    ("data", "data_dir", "data_path", "dataset", "train_dir"),
+    ("data", "data_dir", "data_path", "dataset", "source", "train_dir"),
     "the data stands without an option, as in linnaeus train photos",
 )
+WITHOUT_KEY |= dict.fromkeys(("num_classes", "nb_classes", "n_classes", "nc"), "the data says which classes there are")
 """Names of other tools for what has no key here -> the reason."""
 OPTIONS = {"model": "model.name", "weights": "model.weights", "seed": "seed", "epochs": "epochs"}
 """Option of a command -> the key that it stands for."""
