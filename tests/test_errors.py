@@ -22,7 +22,7 @@ from linnaeus.models.weights.files import read_weights
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.compared_run import read_compared_predictions
 from linnaeus.runs.parsing import read_csv, read_json
-from linnaeus.runs.reader import read_check, read_run
+from linnaeus.runs.reader import read_run
 from linnaeus.sweeps.run import record_description
 from linnaeus.training.derived.solved_run import SolvedRun
 
@@ -143,7 +143,6 @@ def test_a_process_without_memory_or_threads_says_so(
     ("name", "read"),
     [
         ("metrics.json", read_json),
-        ("check.json", read_check),
         ("config.json", lambda path: read_folder(path.parent)),
         ("model.safetensors.index.json", read_weights),
         ("answers.jsonl", lambda path: read_existing(path, "jsonl", 1)),

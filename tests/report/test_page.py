@@ -28,7 +28,7 @@ from linnaeus.data.split import write_split
 from linnaeus.errors import UserError
 from linnaeus.preprocess import Preprocessing
 from linnaeus.report.page import write_report
-from linnaeus.runs.reader import read_run
+from linnaeus.runs.reader import label_lines, read_run
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import decode_split
 from linnaeus.theme import style_sheet
@@ -239,11 +239,28 @@ def test_findings_are_shown_by_kind_the_worst_first_with_their_images(run: Path)
     assert "no record of a check" in page_of(run)
 
 
-@pytest.mark.parametrize("text", ["{", "3", '{"findings": [{"kind": "leak"}]}', '["leak"]'])
-def test_a_broken_check_is_named(run: Path, text: str):
-    (run / "check.json").write_text(text)
-    with pytest.raises(UserError, match=r"check\.json: not the output of a check"):
-        write_report(run)
+@pytest.mark.parametrize("name", ["check.json", "check-labels.json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "3",
+        '{"findings": [{"kind": "leak"}]}',
+        '["leak"]',
+        '{"findings": [], "labels": Infinity}',
+        "[" * 100_000,
+    ],
+    ids=["empty", "cut", "number", "partial", "text", "infinite", "nested"],
+)
+def test_a_broken_check_costs_only_what_it_found(run: Path, name: str, text: str):
+    """Neither file is needed for the rest, and nothing writes check-labels.json again."""
+    (run / name).write_text(text)
+    part = page_of(run).partition('id="findings"')[2]
+    assert f"{name} cannot be read (" in part
+    assert "The data check found nothing else" not in part
+    (line,) = label_lines(run) if name == "check-labels.json" else [name]
+    assert name in line
 
 
 def test_images_left_out_are_named(run: Path):

@@ -54,6 +54,8 @@ class RecordedCheck:
     """Checks that were skipped, with the reason, and how labels were checked."""
     labels: int = 0
     """Number of labels that check-labels.json is about."""
+    damaged: bool = False
+    """Whether a file could not be read; a note says which."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +233,8 @@ def _checks(path: Path) -> RecordedCheck | None:
     found = [check for name in (CHECK, LABEL_CHECK) if (check := read_check(path / name)) is not None]
     if not found:
         return None
-    return RecordedCheck([f for check in found for f in check.findings], [n for check in found for n in check.notes])
+    findings, notes = [f for check in found for f in check.findings], [n for check in found for n in check.notes]
+    return RecordedCheck(findings, notes, damaged=any(check.damaged for check in found))
 
 
 def label_lines(folder: Path) -> list[str]:
@@ -240,19 +243,25 @@ def label_lines(folder: Path) -> list[str]:
     Labels that are only improbable are in the file, but not in the line: some images are hard.
     """
     check = read_check(folder / LABEL_CHECK)
+    if check is not None and check.damaged:
+        return [f"labels    {check.notes[0]}"]
     wrong = [finding for finding in (check.findings if check else ()) if finding["severity"] == "warning"]
     if check is None or not wrong:
         return []
     n = check.labels
     hint = "; with so many, most may be mistakes of the heads" if len(wrong) > MANY_WRONG * n else ""
+    first = " ".join([*wrong[0]["paths"][:1], wrong[0]["detail"]])
     return [
         f"labels    {len(wrong):,} of {n:,} training labels look wrong to heads that had not seen the image{hint}. The "
-        f"first: {wrong[0]['paths'][0]} {wrong[0]['detail']}; all are in {LABEL_CHECK}"
+        f"first: {first}; all are in {LABEL_CHECK}"
     ]
 
 
 def read_check(path: Path) -> RecordedCheck | None:
-    """check.json: the output of `linnaeus check --json`, or only its list of findings. None if there is no file."""
+    """check.json: the output of `linnaeus check --json`, or only its list of findings. None if there is no file.
+
+    A damaged file costs only what it found: the model, its figures and the report are complete without it.
+    """
     if not path.is_file():
         return None
     try:
@@ -270,10 +279,9 @@ def read_check(path: Path) -> RecordedCheck | None:
             for finding in content["findings"]
         ]
         return RecordedCheck(findings, list(map(str, content.get("notes", []))), int(content.get("labels", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not the output of a check ({type(error).__name__}: {error}); run `linnaeus check --json` again"
-        ) from None
+    except (UserError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return RecordedCheck([], [f"{path.name} cannot be read ({reason}); what it found is not shown"], damaged=True)
 
 
 def recorded_contents(path: Path) -> np.ndarray:
