@@ -135,6 +135,10 @@ OTHERS = {
     "predict model": ("predict nowhere images", "nowhere: no such model file"),
     "predict folder": ("predict images images", "images: holds no model.safetensors"),
     "predict images": ("predict m.safetensors empty", "empty: no images in this folder"),
+    "predict address": (
+        "predict m.safetensors https://a.org/x.jpg",
+        "x.jpg: an address, and images are read from files",
+    ),
     "predict pattern": ("predict m.safetensors nothing*.jpg", "no file matches this pattern"),
     "predict json": ("predict m.safetensors images --out x.json", "ends in .csv or .jsonl"),
     "predict xlsx": ("predict m.safetensors images --out x.xlsx", "unsupported format"),

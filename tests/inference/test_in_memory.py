@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_folders_batches_and_lists(classifier: Classifier, tmp_path: Path):
         (np.full((28, 28), np.nan), "float64 values from nan to nan"),
         (COLOR.astype(np.int16) - 20, "int16 values from -20 to"),
         (COLOR.astype(complex), "an array of complex128"),
-        (torch.zeros(28, 28, 3), r"a tensor of shape \(28, 28, 3\)"),
+        (torch.zeros(28, 28, 3), r"a tensor of shape \(28, 28, 3\).* tensor.permute\(2, 0, 1\)"),
         (torch.randn(3, 28, 28), "float32 values from -"),
     ],
 )
@@ -146,6 +147,27 @@ def test_what_is_no_image_is_named_with_its_position(wrong: Any, told: str, clas
     with pytest.raises(UserError, match=f"^image 2: {told}") as caught:
         classifier.predict([COLOR, wrong])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("https://a.org/x.jpg", "an address"),
+        ("s3://a/x.jpg", "an address"),
+        ("data:image/png;base64,iVBO", "an address"),
+        ("*.jpg", "no such file; of a pattern give the files"),
+        ("x.jpg", "No such file or directory"),
+    ],
+)
+def test_an_address_and_a_pattern_are_no_missing_files(name: str, told: str, classifier: Classifier):
+    with pytest.raises(UserError, match=re.escape(f"{name}: {told}")):
+        classifier.predict(name)
+
+
+def test_a_file_opened_as_text_is_not_read(classifier: Classifier, tmp_path: Path):
+    Image.fromarray(COLOR).save(tmp_path / "x.png")  # its first byte is no UTF-8
+    with (tmp_path / "x.png").open(encoding="utf-8") as file, pytest.raises(UserError, match="binary mode"):
+        classifier.predict(file)
 
 
 def test_a_damaged_file_in_memory_is_an_error_of_its_image(classifier: Classifier, tmp_path: Path):

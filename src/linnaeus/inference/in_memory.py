@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -50,7 +51,8 @@ def readable(image: Any, name: str, bits: int = 16) -> str | Path | bytes | np.n
     if callable(getattr(image, "read", None)):
         if callable(getattr(image, "seekable", None)) and image.seekable():
             image.seek(0)  # as Pillow does, so that a file can be given twice
-        content = image.read()
+        # Reading a text file would fail where the bytes of the image are no text.
+        content = "" if isinstance(image, io.TextIOBase) else image.read()
         if isinstance(content, bytes):
             return content
         raise UserError(f"{name}: a file opened as text; open it in binary mode ('rb')")
@@ -89,7 +91,12 @@ def _channels_last(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.ndim == 2:
         return pixels
     if pixels.ndim != 3 or pixels.shape[0] not in CHANNELS:
-        raise UserError(f"{name}: a tensor of shape {pixels.shape}; give (C, H, W) with 1 to 4 channels, or (H, W)")
+        hint = ""
+        if pixels.ndim == 3 and pixels.shape[2] in CHANNELS:
+            hint = "; the channels come last, so move them: tensor.permute(2, 0, 1)"
+        raise UserError(
+            f"{name}: a tensor of shape {pixels.shape}; give (C, H, W) with 1 to 4 channels, or (H, W){hint}"
+        )
     return np.moveaxis(pixels, 0, -1)
 
 

@@ -8,6 +8,7 @@ Embedded color profiles are not applied, except that LAB is converted to sRGB. A
 
 from __future__ import annotations
 
+import glob
 import io
 import logging
 import math
@@ -220,7 +221,17 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
     except MemberError as error:
         raise UnreadableError(name, error.reason) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UnreadableError(name, getattr(error, "strerror", None) or str(error), passing=True) from None
+        reason = no_path(name) or getattr(error, "strerror", None) or str(error)
+        raise UnreadableError(name, reason, passing=True) from None
+
+
+def no_path(name: str) -> str:
+    """Why a name that no file has cannot be one: it is an address or a pattern; "" for a path."""
+    if re.match(r"data:|[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE):
+        return "an address, and images are read from files; download it, and give the file or its bytes"
+    if glob.has_magic(name):
+        return "no such file; of a pattern give the files, as glob.glob finds them"
+    return ""
 
 
 def _refuse_too_large(name: str, image: Image.Image, cost: int, limit: int) -> None:
