@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def test_a_setting_replaces_the_value_of_the_former_key(former: Path):
     for key, present in RENAMED.items():
         with pytest.raises(UserError, match=rf"unknown key \(did you mean [\w.]*\.{present}\?\)"):
             load_recipe(str(former), {key.replace("phase.", "phase.2."): 1})
+
+
+@pytest.mark.parametrize("key", RENAMED)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_former_key_beside_its_present_one_is_refused(key: str, first: bool, former: Path):
+    """Whichever came last would be used, without a word."""
+    name, present = key.rpartition(".")[2], RENAMED[key]
+    setting = next(part for part in re.split(r"[\n{},]", FORMER) if part.strip().startswith(f"{name} ")).strip()
+    both = [setting, setting.replace(name, present)][:: 1 if first else -1]
+    text = FORMER.replace(
+        setting, ("\n" if setting in FORMER.split("\n") else ", ").join(both if first else both[::-1])
+    )
+    former.write_text(text)
+    with pytest.raises(UserError, match=rf"\.{name}: unknown key \(did you mean [\w.]*\.{present}\?\)"):
+        load_recipe(str(former))
 
 
 def test_arguments_of_a_network_keep_their_names(former: Path):

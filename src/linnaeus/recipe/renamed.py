@@ -16,11 +16,16 @@ RENAMED = {
 
 
 def with_present_names(value: Any, place: str = "") -> Any:
-    """A parsed recipe, or its part at `place`, with every key under its present name."""
+    """A parsed recipe, or its part at `place`, with every key under its present name.
+
+    A former key beside its present one keeps its name, so that the recipe is refused: either value could be meant.
+    """
     if isinstance(value, list) and place == "phase.":
         return [with_present_names(phase, place) for phase in value]
     if not isinstance(value, dict) or not any(key.startswith(place) for key in RENAMED):
         return value
-    return {
-        RENAMED.get(f"{place}{key}", key): with_present_names(part, f"{place}{key}.") for key, part in value.items()
-    }
+    renamed = {}
+    for key, part in value.items():
+        present = RENAMED.get(f"{place}{key}", key)
+        renamed[key if present in value else present] = with_present_names(part, f"{place}{key}.")
+    return renamed
