@@ -327,6 +327,9 @@ def test_evaluating_on_a_source(classifier: Classifier, tmp_path: Path):
     assert found.correct == sum(right)
     with pytest.raises(UserError, match="has no split 'valid'; choose from"):
         classifier.evaluate(tmp_path / "data", "valid")
+    assert len(classifier.images(tmp_path / "data", "testing").indices) == 10
+    with pytest.raises(UserError, match="has no split 'valid'"):
+        classifier.evaluate(tmp_path / "data", "val")
     write_images(tmp_path / "data" / "test", ("new",), each=1)
     with pytest.raises(UserError, match="does not know 'new'; the source lacks '1', which the model knows; rename"):
         classifier.evaluate(tmp_path / "data", "test")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from linnaeus.data.table import SPLIT_NAMES
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import KnownImages
 
@@ -33,6 +34,7 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
 
     Raises UserError if there is no such split, or the model was trained on all of its images.
     """
+    requested = SPLIT_NAMES.get(requested or "", requested)
     named = known.table.split if (known.own != "").any() else known.own
     split = requested or next((name for name in ("test", "valid") if (named == name).any()), "all")
     if split == UNSEEN and not known.basis:
