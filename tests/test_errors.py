@@ -121,6 +121,7 @@ def test_a_folder_without_a_model():
 @pytest.mark.parametrize(
     ("error", "lack"),
     [
+        (ImportError("libc10.so: failed to map segment from shared object"), "memory"),
         (MemoryError(), "memory"),
         (RuntimeError("can't start new thread"), "memory or threads"),
         (RuntimeError("could not create a primitive"), "memory"),
@@ -137,6 +138,7 @@ def test_a_process_without_memory_or_threads_says_so(
     said = say("check", tmp_path)
     assert (said.status, said.err) == (1, f"error: out of {lack}; close other programs, or allow this one more\n")
     assert exhausted(RuntimeError("a mistake of ours")) == ""
+    assert exhausted(ImportError("No module named 'nothing'")) == ""
 
 
 @pytest.mark.parametrize(

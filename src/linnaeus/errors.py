@@ -111,9 +111,11 @@ def exhausted(error: BaseException) -> str:
     """What the process has run out of, such as `memory` or `memory or threads`; empty for any other error."""
     if isinstance(error, OSError):
         return LACKING.get(error.errno or 0, "")
-    if not isinstance(error, MemoryError | RuntimeError):
+    if not isinstance(error, MemoryError | RuntimeError | ImportError):
         return ""
     text = str(error)
+    if isinstance(error, ImportError):  # of the loader of shared libraries
+        return "memory" if "failed to map segment" in text or "annot allocate memory" in text else ""
     if "can't start new thread" in text:
         return "memory or threads"
     # The allocators of torch and oneDNN raise a plain RuntimeError on the CPU.

@@ -288,7 +288,7 @@ def _run() -> None:
     except (click.Abort, KeyboardInterrupt):
         echo_error("stopped")
         raise SystemExit(status_of(signal.SIGINT)) from None
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not (lack := exhausted(error)):
             raise
         echo_error(f"error: {out_of(lack)}")
