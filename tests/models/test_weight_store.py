@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -92,6 +93,10 @@ def test_import_refuses_what_is_something_else(pretrained: tuple[PretrainedWeigh
 
     entry, path = pretrained
     refused("no such file", tmp_path / "gone.pth")
+    refused("not a regular file", Path(os.devnull))
+    text = tmp_path / "passwd"
+    text.write_text("root:x:0:0:root:/root:/bin/bash\n")
+    refused("passwd: neither a torch file nor safetensors", text)
     altered = tmp_path / entry.file
     altered.write_bytes(path.read_bytes()[:-1] + b"?")
     refused("SHA-256 begins with .* incomplete or altered", altered)

@@ -104,13 +104,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:
-        raise UserError(
-            f"{path}: contains Python objects besides tensors, or is damaged; nothing in it was executed. "
-            "If you have the program that wrote it, save model.state_dict() only"
-        ) from None
     except Exception as error:  # arbitrary bytes make torch's readers fail with many different exceptions
-        raise UserError(f"{path}: not a complete torch file ({first_line(error)}); download it again") from None
+        raise _not_read(path, error) from None
     # Training programs wrap the weights in a dict with optimizer and epoch.
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -122,6 +117,20 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor; save only the state_dict")
     return dict(content)
+
+
+def _not_read(path: Path, error: Exception) -> UserError:
+    """The error for a file that torch cannot load."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and start != b"PK" and start[:1] != b"\x80":  # neither a zip nor a pickle, as torch writes
+        return UserError(f"{path}: neither a torch file nor safetensors; give a .pth or .safetensors file")
+    if isinstance(error, UnpicklingError):
+        return UserError(
+            f"{path}: contains Python objects besides tensors, or is damaged; nothing in it was executed. "
+            "If you have the program that wrote it, save model.state_dict() only"
+        )
+    return UserError(f"{path}: not a complete torch file ({first_line(error)}); download it again")
 
 
 def _info_from_metadata(path: Path, metadata: Mapping[str, str]) -> WeightsInfo:

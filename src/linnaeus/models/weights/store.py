@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from linnaeus.environment import mirror, offline
@@ -82,8 +83,11 @@ def lookup(name: str) -> PretrainedWeights:
     if library is not None:
         return library.weights(name, None)
     if name not in PRETRAINED:
+        hint = did_you_mean_network(name, PRETRAINED)
+        if re.match("imagenet|default$|pretrained$|true$", name.lower()):  # as torchvision and others have it
+            hint = " (did you mean imagenet?)"
         raise UnknownNameError(
-            f"unknown weights {name!r}{did_you_mean_network(name, PRETRAINED)}: `linnaeus weights list` shows "
+            f"unknown weights {name!r}{hint}: `linnaeus weights list` shows "
             "the names; `linnaeus weights import NAME FILE` stores a local file under one of them"
         )
     return PRETRAINED[name]
@@ -171,7 +175,8 @@ def import_file(name: str, path: Path) -> tuple[Path, list[str]]:
     path = path.expanduser()
     path = weights_in(path) if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file to import as {name}")
+        reason = "not a regular file; copy its content to one" if path.exists() else "there is no such file"
+        raise UserError(f"{path}: {reason} to import as {name}")
     # Some libraries take the name from the configuration beside the file.
     library = library_of(name)
     entry = lookup(name) if library is None else library.weights(name, path.parent)
