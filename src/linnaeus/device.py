@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linnaeus.errors import UserError, install
+from linnaeus.errors import UserError, did_you_mean, install
 
 if TYPE_CHECKING:  # the launcher of several processes needs the number of cores, and not torch
     import torch
@@ -32,10 +33,20 @@ _lock = threading.Lock()
 _holders = 0
 
 
+def unknown_device(name: str) -> UserError:
+    """The error for a name that is none of `DEVICES`; other tools number the GPUs, as in `cuda:0` and `0,1`."""
+    gpu = re.fullmatch(r"(?:cuda|gpu)?:?([\d,]*)", name.lower())
+    hint = did_you_mean(name.lower(), DEVICES)
+    if gpu:
+        chosen = f"; CUDA_VISIBLE_DEVICES={gpu[1]} before the command chooses the GPU" if gpu[1] else ""
+        hint = f" (did you mean cuda?){chosen}"
+    return UserError(f"--device {name}: not one of {', '.join(DEVICES)}{hint}")
+
+
 def choose_device(name: str) -> torch.device:
     """Resolve `auto` to the fastest device. Raises UserError if the device is not available."""
     if name not in DEVICES:
-        raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}")
+        raise unknown_device(name)
     # torch takes a second to import, and the check above does not need it.
     import torch
 

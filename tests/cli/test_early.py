@@ -88,6 +88,8 @@ TRAIN = {
     "precision": ("images --device cpu --set precision=16-mixed", "precision = 16-mixed: not available on CPU"),
     "code": ("images --model net.py:build", "net.py: there is no such file"),
     "device": ("images --device gpu", "--device gpu: not one of auto, cpu, cuda, mps"),
+    "GPU of another tool": ("images --device gpu", "cuda, mps (did you mean cuda?)"),
+    "numbered GPU": ("images --device cuda:1", "(did you mean cuda?); CUDA_VISIBLE_DEVICES=1 before the command"),
     "checkpoints": ("images --checkpoint-every often", "--checkpoint-every often: expected auto"),
     "taken folder": ("images --recipe r.toml --out images", "images: already exists"),
     "folder below a file": ("images --recipe r.toml --out file/run", "file/run: cannot be written (Not a directory)"),

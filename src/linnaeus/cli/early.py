@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.cli.replacing import refuse_to_replace
 from linnaeus.cli.settings import parse_settings
 from linnaeus.distributed.environment import process_info
-from linnaeus.errors import MODEL, UserError, did_you_mean, no_model, refuse_name
+from linnaeus.errors import MODEL, UserError, no_model, refuse_name
 from linnaeus.files import disk_errors
 from linnaeus.runs.ownership import taken
 
@@ -137,10 +137,10 @@ def check_working_folder() -> None:
 
 def check_device(name: str) -> None:
     """Raise UserError for a device that does not exist anywhere."""
-    from linnaeus.device import DEVICES
+    from linnaeus.device import DEVICES, unknown_device
 
     if name not in DEVICES:
-        raise UserError(f"--device {name}: not one of {', '.join(DEVICES)}{did_you_mean(name, DEVICES)}")
+        raise unknown_device(name)
 
 
 def check_not_a_run(source: str) -> None:
