@@ -60,7 +60,7 @@ class Workspace:
             place = "" if self.folder is None else f" with --out {shlex.quote(str(self.folder.path))}"
             return f"the same command{place} continues"
         if self.folder is None or not (self.folder.checkpoint / MANIFEST).exists():
-            return "there is no checkpoint yet, so --resume will start from the beginning"
+            return "there is no checkpoint yet, so the same command starts from the beginning"
         return (
             f"--resume continues from the last checkpoint: linnaeus train {shlex.quote(str(self.folder.path))} --resume"
         )
