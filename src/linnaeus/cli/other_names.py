@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from pathlib import Path
 
 import click
 
@@ -72,7 +72,7 @@ def _refuse_assignments(context: click.Context, command: click.Command, words: l
         return  # the command reports it
     arguments = [values.get(argument.name) for argument in command.params if isinstance(argument, click.Argument)]
     plain = [word for value in arguments for word in (value if isinstance(value, tuple) else (value,))] + extra
-    pairs = {word: word.split("=", 1) for word in plain if word and _is_assignment(word)}
+    pairs = {word: word.split("=", 1) for word in plain if isinstance(word, str) and _is_assignment(word)}
     places = {word: _argument(command, key) for word, (key, _) in pairs.items()}
     options = [word for word in pairs if places[word] is None]
     typed = {word: _as_option(command, *pairs[word]) for word in options}
@@ -85,7 +85,7 @@ def _refuse_assignments(context: click.Context, command: click.Command, words: l
 
 
 def _is_assignment(word: str) -> bool:
-    return re.match(r"[A-Za-z]\w*=.", word) is not None and not Path(word).exists()
+    return re.match(r"[A-Za-z]\w*=.", word) is not None and not os.path.lexists(word)
 
 
 def _as_option(command: click.Command, key: str, value: str) -> list[str]:
