@@ -8,6 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from tiny import write_idx, write_images, write_tiny_model
 
+from linnaeus.data.sources import refuse_among
+from linnaeus.errors import UserError
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -135,6 +138,19 @@ def test_no_image_is_written_among_the_images_that_are_read(
     monkeypatch.chdir(tmp_path)
     assert say("explain", model, "pictures/0", "loose").status == 0
     assert say("predict", model, "pictures", "--grid", "grid.png").status == 0
+
+
+def test_runs_that_are_called_like_classes_are_no_class_folders(tmp_path: Path):
+    runs = tmp_path / "runs"
+    for name in ("rose", "tulip"):
+        (runs / name).mkdir(parents=True)
+        for file in ("recipe.toml", "history.csv"):
+            (runs / name / file).touch()
+    refuse_among("--out", runs / "next", [], ("rose", "tulip"))
+    for name in ("rose", "tulip"):
+        (runs / name / "recipe.toml").unlink()
+    with pytest.raises(UserError, match="lies inside the source"):
+        refuse_among("--out", runs / "next", [], ("rose", "tulip"))
 
 
 def test_results_replace_only_results_of_the_same_command(

@@ -260,8 +260,9 @@ def refuse_among(option: str, out: str | Path, sources: Iterable[str], classes: 
 
 
 def _class_folders(folder: Path, classes: Collection[str]) -> set[str]:
-    """The names of the subfolders that are classes."""
+    """The names of the subfolders that are classes; a run may have the name of one, too."""
     try:
-        return {name for entry in tree.scan(folder) if (name := class_name(entry.name)) in classes and entry.is_dir()}
+        named = [entry for entry in tree.scan(folder) if class_name(entry.name) in classes and entry.is_dir()]
+        return {class_name(entry.name) for entry in named if not is_run_folder(tree.names(entry.path))}
     except OSError:
         return set()
