@@ -186,6 +186,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
+def normalized(name: str) -> str:
+    """An option or a key without dashes and capitals: `--batch-size` -> `batch_size`."""
+    return name.strip("-").lower().replace("-", "_")
+
+
 def did_you_mean_run(path: Path) -> str:
     """` (did you mean runs/photos-1?)`: a finished run in `path`, beside it or in runs/, or an empty string.
 

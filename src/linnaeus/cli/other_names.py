@@ -8,6 +8,8 @@ import shlex
 
 import click
 
+from linnaeus.errors import normalized
+
 COMMANDS = {
     "evaluate": ("val", "valid", "validate", "validation", "test", "benchmark"),
     "train": ("fit", "finetune", "fine-tune", "learn"),
@@ -103,7 +105,7 @@ def _as_option(command: click.Command, key: str, value: str) -> list[str]:
 
 def _instead(command: click.Command, typed: str) -> tuple[str, str]:
     """(the option or --set that stands for an option of another tool, the reason why none does); "" where unknown."""
-    options, name = _options(command), typed.lower().replace("-", "_")
+    options, name = _options(command), normalized(typed)
     if found := [option for option, names in OPTIONS.items() if name in names and option in options]:
         return found[0], ""
     # Without --set the command has no recipe, so no key can be meant.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from linnaeus.console import counted
-from linnaeus.errors import UserError, did_you_mean
+from linnaeus.errors import UserError, did_you_mean, normalized
 from linnaeus.recipe.spec import Data, Phase, Recipe, Split
 from linnaeus.recipe.tables import Augment, Head, Model, Schedule
 
@@ -90,11 +90,6 @@ def _tables() -> Iterator[tuple[str, type[BaseModel]]]:
 def full_keys(name: str) -> list[str]:
     """The dotted keys that end in `name`: `size` -> ["data.size"]."""
     return list(dict.fromkeys(f"{prefix}{name}" for prefix, table in _tables() if name in table.model_fields))
-
-
-def normalized(name: str) -> str:
-    """An option or a key without dashes and capitals: `--batch-size` -> `batch_size`."""
-    return name.strip("-").lower().replace("-", "_")
 
 
 def is_table(key: str) -> bool:
