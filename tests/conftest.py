@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import run_command
+from hypothesis import settings
 
 # Several test processes share the cores: one thread each, set before torch or numpy start their pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +25,12 @@ if not os.environ.get("LINNAEUS_TEST_GPU"):
 # A shell that starts the tests in the background ignores Ctrl-C, and every process of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Property tests try the same examples in every run, so that a change cannot fail for an older fault;
+# --hypothesis-profile=explore tries new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +26,7 @@ from linnaeus.data.readers.idx import read_idx
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 
+COMPRESSORS = [gzip.compress, bz2.compress, lzma.compress]
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RNG = np.random.default_rng(0)
 
@@ -280,24 +284,41 @@ def test_any_idx_bytes(tmp_path: Path, raw: bytes, zipped: bool, magic: bool):
         assert "\n" not in str(error)  # noqa: PT017
 
 
-@given(raw=st.binary(max_size=1500), at=st.integers(0, 2000), zipped=st.booleans())
+@given(raw=st.binary(max_size=1500), at=st.integers(0, 2000), form=st.sampled_from([bytes, *COMPRESSORS]))
 @FUZZ
-def test_any_archive_bytes(tmp_path: Path, raw: bytes, at: int, zipped: bool):
+def test_any_archive_bytes(tmp_path: Path, raw: bytes, at: int, form: Callable[[bytes], bytes]):
     """Random bytes, and a sound archive with random bytes somewhere in its headers."""
     sound = bytearray(
         pack(tmp_path / "sound.tar", {"a/data_batch_1.bin": records(1), "b": b"x" * 600}, "w").read_bytes()
     )
     sound[at : at + len(raw)] = raw
     for content in (raw, bytes(sound)):
-        (tmp_path / "x.tar.gz").write_bytes(gzip.compress(content, 1) if zipped else content)
+        (tmp_path / "x.tar.gz").write_bytes(form(content))
         try:
             open_source(tmp_path / "x.tar.gz")
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tar", "cifar-10-binary.tar.gz"])
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_damage_anywhere_in_a_compressed_archive_is_one_line(
+    tmp_path: Path, compress: Callable[[bytes], bytes], name: str
+):
+    raw = pack(tmp_path / "sound.tar", {"a/data_batch_1.bin": records(1), "b": b"x" * 600}, "w").read_bytes()
+    sound, path, rng = compress(raw), tmp_path / name, np.random.default_rng(1)
+    for at in rng.integers(0, len(sound), 60):
+        for damaged in (sound[:at], sound[:at] + rng.bytes(8) + sound[at + 8 :], sound[:6] + rng.bytes(at)):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError) as refused:
+                open_source(path)
+            assert "\n" not in str(refused.value)
+            assert str(path) in str(refused.value)
+
+
 BOMBS = """
 import gzip, io, resource, sys, tarfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 from linnaeus.data.sources import open_source

@@ -8,8 +8,8 @@ from typing import Any
 
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive, open_archive
+from linnaeus.data.archives.compression import open_compressed
 from linnaeus.data.archives.tar import ANY_LENGTH, members
-from linnaeus.data.archives.unpacking import opened
 from linnaeus.data.images.formats import IMAGE_SUFFIXES, LITTER
 from linnaeus.data.readers.webdataset import is_shard
 from linnaeus.data.table import SPLIT_NAMES
@@ -30,7 +30,7 @@ def holds_folder(path: Path) -> bool:
     if path.suffix.lower() == ".tar" and is_shard(path):
         return False
     try:
-        with opened(str(path)) as file:
+        with open_compressed(path) as file:
             # The first names suffice: listing a compressed tar to its end would decompress all of it.
             files = (member for member in members(str(path), file, ANY_LENGTH) if not member.isdir())
             names = [PurePosixPath(member.name) for member in islice(files, LOOKED_AT)]

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from linnaeus.data.archives.compression import DAMAGE, FORMATS, open_compressed
+
 BLOCK = 512  # bytes of a tar archive, which ends with blocks of zeros
-COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""How a compressed file begins -> what reads it, which fails at an early end."""
 IMAGES = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file
 
@@ -73,13 +67,12 @@ def is_cut_short(path: Path) -> bool:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return size < _end_of_safetensors(path)
     try:
-        for start, opened in COMPRESSED.items():
-            if head.startswith(start):
-                with opened(path, "rb") as unpacked:
-                    while unpacked.read(1 << 20):
-                        pass
+        if head.startswith(tuple(FORMATS)):
+            with open_compressed(path) as unpacked:
+                while unpacked.read(1 << 20):
+                    pass
         _read_image(path)
-    except (EOFError, OSError, SyntaxError, ValueError, zlib.error, lzma.LZMAError):
+    except (*DAMAGE, SyntaxError):
         return True
     return False
 

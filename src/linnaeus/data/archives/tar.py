@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from linnaeus.data.archives.compression import DAMAGE, open_compressed
 from linnaeus.errors import UserError, visible
 
 HEADER_LIMIT = 64 << 10  # bytes of all headers of one member; a path has at most 4,096
@@ -127,25 +126,26 @@ def content(name: str, file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 
 def read_files(path: Path, wanted: Callable[[str], bool], limit: int) -> Iterator[tuple[str, bytes]]:
-    """Base name and bytes of each wanted regular file in a tar, gzipped or not.
+    """Base name and bytes of each wanted regular file in a tar, compressed or not.
 
     Folders in member names are ignored, so that a hostile name cannot lead anywhere. The archive is read once, front to
     back, up to `limit` bytes unpacked, so that neither a bomb nor a false size takes more memory than that.
     """
-    with _errors(str(path)), path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+    with _errors(str(path)), open_compressed(path) as file:
         for member in members(str(path), file, limit):
             name = member.name.rpartition("/")[2]
             if member.isreg() and not member.issparse() and wanted(name):
                 yield name, content(str(path), file, member)
+        # The checksum stands behind the end of the archive. Nothing but padding is left, bounded as the rest is.
+        while file.read(CHUNK):
+            if file.tell() > limit:
+                raise tarfile.ReadError(f"it unpacks to more than {limit:,} bytes")
 
 
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
-    """Turn everything that a hostile archive provokes in tarfile, gzip and the file system into one UserError."""
+    """Turn everything that a hostile archive provokes, in tarfile or below it, into one UserError."""
     try:
         yield
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, OverflowError, RecursionError) as error:
+    except (*DAMAGE, tarfile.TarError, OverflowError, RecursionError) as error:
         raise UserError(f"{name}: not a readable tar archive ({error}); download it again, or write it again") from None

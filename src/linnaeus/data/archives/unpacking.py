@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from linnaeus.cache import Cache, OverBudgetError, default_cache
 from linnaeus.console import Console
+from linnaeus.data.archives.compression import DAMAGE, open_compressed
 from linnaeus.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -46,7 +43,7 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
     limit = max(FREELY, RATIO * Path(place).stat().st_size)
     written = room = 0
     try:
-        with opened(place) as source, target.open("wb") as file:
+        with open_compressed(place) as source, target.open("wb") as file:
             while chunk := source.read(CHUNK):
                 written += len(chunk)
                 if written > limit:
@@ -64,25 +61,9 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
             f"{place}: its decompressed copy does not fit into the cache ({error}); raise LINNAEUS_CACHE_GB, or "
             "unpack it yourself, and give the folder"
         ) from None
-    except (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
-        raise _damaged(place, error) from None
-    except OSError as error:
-        if error.errno is None:  # of bz2, for damaged bytes
-            raise _damaged(place, error) from None
-        raise
-
-
-def _damaged(place: str, error: Exception) -> UserError:
-    return UserError(f"{place}: not a readable tar archive ({error}); download it again, or write it again")
-
-
-def opened(place: str) -> Any:
-    """The decompressed bytes as a file, by the first bytes of the archive and not by its name."""
-    file: BinaryIO = open(place, "rb")  # noqa: SIM115  # the caller closes it
-    head = file.read(6)
-    file.close()
-    if head[:3] == b"BZh":
-        return bz2.open(place, "rb")
-    if head == b"\xfd7zXZ\0":
-        return lzma.open(place, "rb")
-    return gzip.open(place, "rb") if head[:2] == b"\x1f\x8b" else open(place, "rb")
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"{place}: not a readable tar archive ({error}); download it again, or write it again"
+        ) from None
