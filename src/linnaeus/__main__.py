@@ -6,8 +6,7 @@ import os
 import signal
 import sys
 
-ALLOCATIONS = 10_000
-"""New objects after which garbage is collected; Python's default is 700."""
+ALLOCATIONS = 10_000  # new objects after which garbage is collected; Python's default is 700
 
 
 def run() -> None:

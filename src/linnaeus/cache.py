@@ -268,8 +268,7 @@ def known_checksum(file: Path) -> int | None:
     return None if header is None or file.name not in header["files"] else int(header["files"][file.name]["crc32"])
 
 
-_seen: set[tuple[int, ...]] = set()
-"""The files whose content this process has compared with their checksums."""
+_seen: set[tuple[int, ...]] = set()  # the files whose content this process has compared with their checksums
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

@@ -23,11 +23,9 @@ from linnaeus.text import folded, percent
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-ESCAPED = "backslashreplace"
-"""How characters are written that are not valid UTF-8 or that the stream cannot encode."""
+ESCAPED = "backslashreplace"  # how characters are written that are not valid UTF-8 or that the stream cannot encode
 
-Advance = Callable[..., None]
-"""advance(done, total, note=""): reports the progress of a task."""
+Advance = Callable[..., None]  # advance(done, total, note=""): reports the progress of a task
 
 
 class MessageStream:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-MODEL = "model.safetensors"
-"""The model file of a run folder."""
+MODEL = "model.safetensors"  # the model file of a run folder
 CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 EXTRAS = {
     "digits": "scikit-learn",

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-SCRATCH = ".linnaeus-tmp-"
-"""Start of the names of folders for files in the making."""
+SCRATCH = ".linnaeus-tmp-"  # start of the names of folders for files in the making
 _SCRATCH_NAME = re.compile(re.escape(SCRATCH) + r"[a-z0-9_]{8}")  # as `tempfile` names them
 BRIEFLY = 0.1  # seconds until a lock counts as held
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a folder, on some network file systems
@@ -163,8 +162,7 @@ class _Lock:
     """An attempt to lock a folder or a file. The operating system drops the lock when this process ends."""
 
     def __init__(self, path: Path):
-        self.is_ours = self.is_taken = False
-        """Both are false where the file system has no such locks."""
+        self.is_ours = self.is_taken = False  # both are false where the file system has no such locks
         self._handle: int | None = None
         if fcntl is None:
             return

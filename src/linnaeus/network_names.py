@@ -16,8 +16,7 @@ NETWORKS = (
     *("mini_resnet", "digit_resnet", "inception_v1"),
 )
 """Ours; a test compares them with `models.MODELS`."""
-LIBRARIES = ("timm", "hf", "onnx")
-"""What stands before the slash in the name of another network."""
+LIBRARIES = ("timm", "hf", "onnx")  # what stands before the slash in the name of another network
 
 
 def unknown_network(name: str) -> UnknownNameError:

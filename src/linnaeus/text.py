@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     import jinja2
 
-ROUNDING = 1e-12
-"""Shares this close to 0 or 1 are 0 or 1, apart from the rounding of sums."""
+ROUNDING = 1e-12  # shares this close to 0 or 1 are 0 or 1, apart from the rounding of sums
 
 
 def align(rows: Sequence[Sequence[str]], sides: str, indent: str = "  ") -> list[str]:
@@ -136,8 +135,7 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<=[0-9]) %", "\u202f%", text)
 
 
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""What a spreadsheet may take for the start of a formula (OWASP, CSV injection)."""
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what a spreadsheet may take for the start of a formula (OWASP, CSV injection)
 
 
 class SafeCsvWriter:

@@ -20,8 +20,7 @@ from linnaeus.stores.embeddings import Embeddings
 from linnaeus.stores.image_statistics import ImageStatistics
 
 EXACT, COPY, SCENE = 0, 1, 2
-RELATIONS = ("duplicate", "near-duplicate", "same-scene")
-"""Kinds of findings, indexed by `Duplicates.relation`."""
+RELATIONS = ("duplicate", "near-duplicate", "same-scene")  # kinds of findings, indexed by `Duplicates.relation`
 
 COPY_RADIUS = 5
 """Largest hash distance, in bits, of an altered copy: resized, encoded again, mirrored, turned or cropped."""

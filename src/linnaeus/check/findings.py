@@ -49,8 +49,7 @@ SAME = {"leak", "label-conflict", "duplicate", "near-duplicate", "same-scene"}
 MORE_TO_MEASURE = "set aside more with `train --set data.split.valid=0.3`, or cross-validate with `probe`"
 """What to do about few images to evaluate on."""
 
-MORE_TO_LEARN = "add images of them, or merge or leave out classes"
-"""What to do about few images to learn from."""
+MORE_TO_LEARN = "add images of them, or merge or leave out classes"  # what to do about few images to learn from
 
 EXAMPLE = 80  # longest example in a summary line, in characters
 

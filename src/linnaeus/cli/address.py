@@ -10,8 +10,7 @@ import click
 
 from linnaeus.cli.options import hidden, together
 
-META = "linnaeus.address"
-"""Key of the three options in click's `Context.meta`."""
+META = "linnaeus.address"  # key of the three options in click's `Context.meta`
 
 
 @dataclass(frozen=True)

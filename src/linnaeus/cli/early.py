@@ -26,8 +26,7 @@ from linnaeus.runs.ownership import taken
 if TYPE_CHECKING:  # pydantic takes long to import
     from linnaeus.recipe import Recipe
 
-MOST_ENTRIES = 2000
-"""A source with more files is not read here, because it will be read again."""
+MOST_ENTRIES = 2000  # a source with more files is not read here, because it will be read again
 MOST_BYTES = 1 << 22
 OTHER_FORMATS = frozenset(
     (

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from linnaeus.inference.classifier import Classifier
     from linnaeus.web.export import WebFolder
 
-LARGE_PAGE = 20e6
-"""Bytes of a network above which a page takes long to load on a phone: 16 s at 10 Mbit/s."""
+LARGE_PAGE = 20e6  # bytes of a network above which a page takes long to load on a phone: 16 s at 10 Mbit/s
 
 
 @click.command(cls=ModelCommand)

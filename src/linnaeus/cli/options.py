@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from linnaeus.distributed.group import ProcessGroup
     from linnaeus.inference.classifier import Classifier
 
-META = "linnaeus.verbosity"
-"""Key of the -q and -v flags in click's `Context.meta`."""
+META = "linnaeus.verbosity"  # key of the -q and -v flags in click's `Context.meta`
 
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="Device: auto, cpu, cuda or mps."

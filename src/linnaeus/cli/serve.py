@@ -35,8 +35,7 @@ from linnaeus.serve.limits import MIB, Limits
 if TYPE_CHECKING:
     from linnaeus.serve.service import Service
 
-LIMITS = "linnaeus.limits"
-"""Key of the limits in click's `Context.meta`."""
+LIMITS = "linnaeus.limits"  # key of the limits in click's `Context.meta`
 limit = partial(hidden, LIMITS, show_default=True)
 limit_options = together(
     limit("--max-mb", default=32, type=click.IntRange(1, 1024), metavar="N", help="Maximum request size in MiB."),

@@ -9,8 +9,7 @@ import click
 from linnaeus.cli.options import together
 from linnaeus.errors import UserError
 
-SHORTCUTS = "linnaeus.shortcuts"
-"""Key of the values of --lr, --batch and --size, as TOML, in click's `Context.meta`."""
+SHORTCUTS = "linnaeus.shortcuts"  # key of the values of --lr, --batch and --size, as TOML, in click's `Context.meta`
 
 settings_option = click.option(
     "--set",

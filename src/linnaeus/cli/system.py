@@ -24,8 +24,7 @@ VARIABLES = (
     *("OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "RANK", "WORLD_SIZE"),
 )
 SHELLS = ("bash", "zsh", "fish")
-COMPLETE = "_LINNAEUS_COMPLETE"
-"""Environment variable by which a shell asks for completions."""
+COMPLETE = "_LINNAEUS_COMPLETE"  # environment variable by which a shell asks for completions
 
 
 @click.command()

@@ -10,8 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 Value = TypeVar("Value")
-Progress = Callable[[int, int], None]
-"""progress(done, total)"""
+Progress = Callable[[int, int], None]  # progress(done, total)
 PER_THREAD = 4  # values in work at once: they keep the threads busy, and more would only take memory
 
 

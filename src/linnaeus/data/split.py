@@ -20,8 +20,7 @@ from linnaeus.errors import UserError, visible
 from linnaeus.files import csv_file
 from linnaeus.metrics.stratification import iterative_stratification
 
-CHUNK = 4096
-"""Bytes in the middle of two files of the same size that are compared before the whole files are."""
+CHUNK = 4096  # bytes in the middle of two files of the same size that are compared before the whole files are
 
 
 def split_table(

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from linnaeus.console import echo_error
 from linnaeus.errors import UserError
 
-PATIENCE = 30.0
-"""Seconds after which a process says that it waits for others to start."""
+PATIENCE = 30.0  # seconds after which a process says that it waits for others to start
 
 FIRST_PORT = 15_000
 """Ports from here on are used by jobs of SLURM: not those of services, and below those given to clients."""
-PARENT = "LINNAEUS_PARENT"
-"""Environment variable: process id of the launcher, where `--devices N` started this process."""
+PARENT = "LINNAEUS_PARENT"  # environment variable: process id of the launcher, where `--devices N` started this process
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ class ProcessGroup:
         self.info, self._object_group = info, object_group
         self.rank, self.world_size = info.rank, info.world_size
         self.local_world_size, self.nodes = info.local_world_size, info.nodes
-        self.is_main = info.is_main
-        """Whether this is rank 0, which decides, writes and prints."""
+        self.is_main = info.is_main  # whether this is rank 0, which decides, writes and prints
 
     def broadcast(self, compute: Callable[[], T]) -> T:
         """Call `compute` on rank 0 and return its result on all ranks. A UserError of rank 0 is raised on all ranks."""
@@ -116,8 +115,7 @@ class ProcessGroup:
             raise error
 
 
-SINGLE_PROCESS = ProcessGroup(ProcessInfo())
-"""The group of a command that runs in one process."""
+SINGLE_PROCESS = ProcessGroup(ProcessInfo())  # the group of a command that runs in one process
 
 
 def is_connection_error(error: RuntimeError) -> bool:

@@ -27,17 +27,14 @@ from linnaeus.errors import LostError, UserError
 GRACE = 10.0
 """Seconds that the remaining processes have to end by themselves after one has failed, before SIGTERM; after as many
 more seconds they are killed."""
-MOST_PROCESSES = 16
-"""Processes of one machine that may exceed its cores: one for each GPU of the largest machines."""
+MOST_PROCESSES = 16  # processes of one machine that may exceed its cores: one for each GPU of the largest machines
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Ends a process at once. Windows has no SIGKILL: there SIGTERM does, as `Popen.terminate`."""
 _FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 PAUSE, CONTINUE = (getattr(signal, name, None) for name in ("SIGTSTP", "SIGCONT"))
 """Ctrl-Z and its end; Windows has neither."""
-POLL_INTERVAL = 0.1
-"""Seconds between two looks at the processes."""
-SHOWN_LINES = 30
-"""Lines of output that are shown of a failed process."""
+POLL_INTERVAL = 0.1  # seconds between two looks at the processes
+SHOWN_LINES = 30  # lines of output that are shown of a failed process
 
 
 @dataclass

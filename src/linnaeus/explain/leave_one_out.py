@@ -21,10 +21,8 @@ from torch import Tensor
 
 from linnaeus.explain.influence import Curvature, SolvedHead
 
-WORK = 2e10
-"""Multiplications from which on it is not tried, which take some seconds on a core."""
-RIDGE = 1e-9
-"""On the bias, which has no penalty: the softmax does not change if all biases grow by the same number."""
+WORK = 2e10  # multiplications from which on it is not tried, which take some seconds on a core
+RIDGE = 1e-9  # on the bias, which has no penalty: the softmax does not change if all biases grow by the same number
 
 
 def leave_one_out(head: SolvedHead, features: Tensor) -> np.ndarray | None:

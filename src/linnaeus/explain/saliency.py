@@ -27,8 +27,7 @@ STEPS = 32  # of the integral
 WINDOWS = 7  # patches a side of the image, which are moved by half of their size
 OUTLIERS = 0.005  # share of the pixels that may be over the top of a map of single pixels
 
-Maps = dict[str, np.ndarray]
-"""Stage, or method -> (N, H, W) float32 in 0..1, of the size that the network saw."""
+Maps = dict[str, np.ndarray]  # stage, or method -> (N, H, W) float32 in 0..1, of the size that the network saw
 
 
 @dataclass(frozen=True, eq=False)

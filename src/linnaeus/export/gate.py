@@ -14,11 +14,9 @@ from linnaeus.metrics.mcnemar import SIGNIFICANT, McNemar
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.text import percent
 
-SAME_PIXELS = 1e-4
-"""Largest allowed difference of a probability on the same pixels, for a float export."""
+SAME_PIXELS = 1e-4  # largest allowed difference of a probability on the same pixels, for a float export
 
-RAW_PIXELS = 1e-2
-"""Largest allowed difference of a probability where the graph also resizes, for a float export."""
+RAW_PIXELS = 1e-2  # largest allowed difference of a probability where the graph also resizes, for a float export
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,10 @@ class _Rounds:
 
     def __init__(self, group: ProcessGroup, images: Iterable[str], keep_pixels: Callable[[], bool] | None):
         self.group, self.images, self.keep_pixels = group, iter(images), keep_pixels
-        self.count = 0
-        """Rounds handed out so far."""
+        self.count = 0  # rounds handed out so far
         self.complete = False
         """Whether the last round was handed out: only that one is smaller than a batch per process."""
-        self.pixels_wanted: list[bool] = []
-        """For each round, whether the predictions are to have the images' pixels."""
+        self.pixels_wanted: list[bool] = []  # for each round, whether the predictions are to have the images' pixels
         self.error: UserError | None = None
         """The error that ended the images, raised by rank 0 after the predictions of the images before it."""
 

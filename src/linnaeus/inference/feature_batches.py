@@ -22,8 +22,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.frozen import FrozenStages, stored
 from linnaeus.stores.samples import Samples
 
-BATCH = 64
-"""Images through the head at once, always as many: the last bits depend on it."""
+BATCH = 64  # images through the head at once, always as many: the last bits depend on it
 
 
 def exact_stages(

@@ -21,8 +21,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
 
 ACCEPTED = "a path, bytes, an open binary file, a Pillow image, an array (H, W[, C]) or a tensor ([C, ]H, W)"
-CHANNELS = (1, 2, 3, 4)
-"""Gray, gray with alpha, RGB, RGB with alpha."""
+CHANNELS = (1, 2, 3, 4)  # gray, gray with alpha, RGB, RGB with alpha
 
 
 def readable(image: Any, name: str, bits: int = 16) -> str | Path | bytes | np.ndarray:

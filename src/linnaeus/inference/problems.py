@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-EXAMPLES = 3
-"""Images of one problem that are named."""
+EXAMPLES = 3  # images of one problem that are named
 
 
 class FoldedProblems:

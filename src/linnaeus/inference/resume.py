@@ -30,10 +30,8 @@ PASSING = (
 )
 """Ends of messages about images that are there again once a disk or a share is back."""
 BLOCK = 1 << 20
-HALF_LINE = '{"path": "'
-"""The beginning of a JSON line, as json.dumps writes it."""
-PROBES = 8
-"""Images that are predicted again to recognize the model."""
+HALF_LINE = '{"path": "'  # the beginning of a JSON line, as json.dumps writes it
+PROBES = 8  # images that are predicted again to recognize the model
 TOLERANCE = 0.02
 """Largest difference between two probabilities of the same model, which another executor or int8 may cause."""
 
@@ -155,10 +153,8 @@ class _CompleteLines:
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.end = 0
-        """Bytes up to the end of the last line."""
-        self.half = ""
-        """What follows the last line."""
+        self.end = 0  # bytes up to the end of the last line
+        self.half = ""  # what follows the last line
 
     def __iter__(self) -> Iterator[str]:
         for line in self.file:

@@ -7,8 +7,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.source import LabeledImages
 
 MAX_SLICES = 100
-EMPTY = "(empty)"
-"""Shown for images whose cell is empty."""
+EMPTY = "(empty)"  # shown for images whose cell is empty
 
 
 def slice_values(images: LabeledImages, column: str) -> list[str]:

@@ -20,8 +20,7 @@ from linnaeus.inference.runners import Scores
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.preprocess import Preprocessing
 
-View = tuple[int, int, bool]
-"""(pixels to the right, pixels down, whether mirrored)"""
+View = tuple[int, int, bool]  # (pixels to the right, pixels down, whether mirrored)
 PLAIN: View = (0, 0, False)
 
 

@@ -25,12 +25,10 @@ from linnaeus.text import SafeCsvWriter, probability_percent
 
 NAME_WIDTH = 24
 UNKNOWN = ("unknown", "distance")
-LABELS = "labels"
-"""The last columns of CSV, which files of earlier versions lack."""
+LABELS = "labels"  # the last columns of CSV, which files of earlier versions lack
 
 
-PredictionWriter = Callable[[Prediction], None]
-"""Writes a prediction to a file, with its most likely classes."""
+PredictionWriter = Callable[[Prediction], None]  # writes a prediction to a file, with its most likely classes
 
 
 def open_writer(

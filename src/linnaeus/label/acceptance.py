@@ -15,8 +15,7 @@ from linnaeus.label.learner import Learned
 from linnaeus.metrics.intervals import most_successes
 
 SURE = 0.99
-LEVELS = (0.95, 0.98, SURE, 0.999)
-"""Probabilities that the page offers as the least of a batch."""
+LEVELS = (0.95, 0.98, SURE, 0.999)  # probabilities that the page offers as the least of a batch
 
 PRIOR = 10
 """Weight of the calibrated doubts, in held-out answers.
@@ -26,8 +25,7 @@ MNIST, where 942 and 145 labels were wrong; with the held-out answers 1838 and 4
 """
 
 KEPT = 8  # batches that are remembered
-VERIFY = 20
-"""Images of a batch that a person must look at before the rest is accepted."""
+VERIFY = 20  # images of a batch that a person must look at before the rest is accepted
 
 
 @dataclass

@@ -29,8 +29,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.contents import HashedImages
 from linnaeus.stores.embeddings import default_weights
 
-COLORS = "colors"
-"""The descriptor that needs no weights."""
+COLORS = "colors"  # the descriptor that needs no weights
 
 GRID, DIRECTIONS = 4, 8  # cells per side of the descriptor, and directions of edges
 NOTE = (

@@ -24,8 +24,7 @@ RESERVED = 0.25
 
 RESERVED_AT_LEAST = 40
 
-ENOUGH = 20
-"""Images of the random sample below which no accuracy is stated."""
+ENOUGH = 20  # images of the random sample below which no accuracy is stated
 
 AUDIT_FIRST = 3
 """Every third question is about a reserved image until there are ENOUGH of them, and then every AUDIT_EVERY-th."""

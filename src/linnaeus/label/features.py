@@ -30,8 +30,7 @@ from linnaeus.files import acquire
 from linnaeus.label.backbone import Backbone
 
 BATCH = 16  # images at once: the first answers arrive soon, and more is not faster on a CPU
-SIMILAR = 0.8
-"""Cosine of two centered features below which equal hashes are a coincidence."""
+SIMILAR = 0.8  # cosine of two centered features below which equal hashes are a coincidence
 
 
 def spread_order(n: int) -> np.ndarray:

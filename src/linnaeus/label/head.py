@@ -17,22 +17,18 @@ from scipy.linalg import lapack
 from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.outputs import Outputs, softmax
 
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Of the ridge, for features of length 1 after centering."""
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, for features of length 1 after centering
 
-START = 2
-"""Index of the first penalty."""
+START = 2  # index of the first penalty
 
 AGAIN = 1.25
 """Growth of the number of labels after which the system is inverted anew, and the penalty chosen among neighbors."""
 
-SCALE = 8.0
-"""Scores of 0 and 1 as logits: the prior of `fit_temperature` expects a temperature near 1."""
+SCALE = 8.0  # scores of 0 and 1 as logits: the prior of `fit_temperature` expects a temperature near 1
 
 CALIBRATING = 4096  # images at most that choose the temperature
 
-BIAS = 0.5
-"""The constant feature: at this length the bias is hardly penalized."""
+BIAS = 0.5  # the constant feature: at this length the bias is hardly penalized
 
 
 @dataclass(frozen=True)

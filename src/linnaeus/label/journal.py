@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 from linnaeus.errors import DiskError, UserError
 from linnaeus.files import disk_errors, locked, sync
 
-UNKNOWN = ""
-"""The label of an image that belongs to none of the classes; no class has this name."""
+UNKNOWN = ""  # the label of an image that belongs to none of the classes; no class has this name
 
 HUMAN, ACCEPTED, IMPORTED = "human", "accepted", "imported"
 PROVENANCES = (HUMAN, ACCEPTED, IMPORTED)

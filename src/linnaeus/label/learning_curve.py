@@ -9,8 +9,7 @@ from pathlib import Path
 
 from linnaeus.label.estimate import Estimate
 
-SHOWN = 200
-"""Most points that the page receives."""
+SHOWN = 200  # most points that the page receives
 
 
 @dataclass

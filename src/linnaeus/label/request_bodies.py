@@ -11,8 +11,7 @@ from fastapi import Request
 from linnaeus.serve.limits import Limits, RefusedError
 
 BODY_BYTES = 1 << 20
-MAX_IMAGES = 500
-"""In one answer."""
+MAX_IMAGES = 500  # in one answer
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 

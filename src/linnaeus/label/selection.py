@@ -16,11 +16,9 @@ from linnaeus.label.journal import Label
 from linnaeus.label.learner import Learned, Learner
 
 ORDERS = ("mixed", "margin", "diverse", "random", "file")
-POOL = 4096
-"""Unlabelled images among which the next one is chosen, a random part of the folder: bounds time and memory."""
+POOL = 4096  # unlabelled images among which the next one is chosen, a random part of the folder: bounds time and memory
 
-SHORTLIST = 8
-"""`mixed`: of how many images of small margin the farthest one is asked about."""
+SHORTLIST = 8  # `mixed`: of how many images of small margin the farthest one is asked about
 
 CONFIDENT_LABELS = 2
 """Labels per class, on average, below which margins mean nothing and diverse images are asked about."""

@@ -9,8 +9,7 @@ from linnaeus.text import percent
 
 AGREEMENT = 0.99
 """Smallest share of images to which int8 gives the same class: the default of the gate, and of what answers unasked."""
-FEW = 100
-"""On fewer images a share of 99 % only means that none differed, and up to 3 % of all may (the rule of three)."""
+FEW = 100  # on fewer images a share of 99 % only means that none differed, and up to 3 % of all may (the rule of three)
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,14 @@ import numpy as np
 from linnaeus.errors import UserError, first_line, install, no_model, not_read
 from linnaeus.modelfile.safetensors import ModelFile, check_format, describe, parse
 
-KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
-"""Export kind -> file name in the run folder."""
+KINDS = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}  # export kind -> file name in the run folder
 
 INPUT, PROBABILITIES, LOGITS, DISTANCE = "images", "probabilities", "logits", "distance"
 UNSEALED = "0" * 64
 RECORD = b"\x0a\x06export\x12"  # what precedes the length and the text of the entry `export`
 SEAL = re.compile(rb"\x0a\x06sha256\x12\x40([0-9a-f]{64})")  # an entry of the metadata, as protobuf writes it
 OURS = ("format", "arch", "classes", "names", "preprocessing", "calibration", "metrics", "data", "recipe", "versions")
-OPTIONAL = ("unknown", "task")
-"""Entries that files of models without them lack."""
+OPTIONAL = ("unknown", "task")  # entries that files of models without them lack
 
 
 def metadata(about: ModelFile, threshold: float, export: dict[str, Any]) -> dict[str, str]:

@@ -15,8 +15,7 @@ from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.thumbnails import SIDE, Thumbnails
 from linnaeus.text import fraction, fraction_range, percent, percent_range
 
-PREFIX = "unknown."
-"""Names of the tensors that are no weights of the network."""
+PREFIX = "unknown."  # names of the tensors that are no weights of the network
 REFERENCES = PREFIX + "references"
 THUMBNAILS = PREFIX + "thumbnails"
 OPTIMISTIC = "; optimistic: the features were trained on all classes"

@@ -30,11 +30,9 @@ MODELS: dict[str, Callable[..., Network]] = {
 }
 """Name -> function of (classes, channels, *, arguments of this network) that creates the network."""
 
-SMALL_SIZE = 64
-"""Side in pixels of an image that all of MODELS for larger images can see."""
+SMALL_SIZE = 64  # side in pixels of an image that all of MODELS for larger images can see
 
-LARGE = 200_000_000
-"""Values of a network that is not created for its shapes only; the largest of MODELS has 60 million."""
+LARGE = 200_000_000  # values of a network that is not created for its shapes only; the largest of MODELS has 60 million
 
 
 def constructor(name: str) -> Callable[..., Network]:

@@ -34,17 +34,14 @@ WORTH_TRYING = 30.0
 FEW = 256
 """Images below which a graph is exported only if eager computation takes WORTH_TRYING: export and session cost more."""
 
-FASTER = 0.9
-"""ONNX Runtime is chosen if it takes less than this fraction of the time."""
+FASTER = 0.9  # ONNX Runtime is chosen if it takes less than this fraction of the time
 
-TOLERANCE = 1e-3
-"""Largest difference from the plain network, as a fraction of its largest output."""
+TOLERANCE = 1e-3  # largest difference from the plain network, as a fraction of its largest output
 
 INT8_TOLERANCE = 0.2
 """Largest root mean square of the error of int8, as a fraction of the root mean square of the outputs."""
 
-BF16_TOLERANCE = 0.05
-"""The same for bfloat16, whose 8 bits of precision leave 1 to 2 % after fifty layers."""
+BF16_TOLERANCE = 0.05  # the same for bfloat16, whose 8 bits of precision leave 1 to 2 % after fifty layers
 
 RUNS = 3  # that are timed where executors compete; for a time estimate, one is enough
 LONG = 0.2  # seconds of a run after which the second is the last: the first allocates, later ones hardly vary

@@ -24,8 +24,7 @@ class _Reads(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.count: Counter[int] = Counter()
-        """By the id of the tensor."""
+        self.count: Counter[int] = Counter()  # by the id of the tensor
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -14,8 +14,7 @@ from linnaeus.models.logistic_regression import Problems, Solution, solve
 
 FIRST_PENALTY = 0.1
 VANISHING = 3.0  # for which the weights are taken as zero when those for FIRST_PENALTY / 10 are predicted
-WEAKEST, STRONGEST = 1e-8, 1e3
-"""Bounds of the search for the penalty."""
+WEAKEST, STRONGEST = 1e-8, 1e3  # bounds of the search for the penalty
 
 STEPS, TOLERANCE = 30, 3e-3  # of a fit during cross-validation, from the solution for a stronger penalty
 FEWEST_PENALTIES = 4  # tried: the first, one on either side, and the refinement

@@ -22,8 +22,7 @@ CIFAR_RESNETS = {f"resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
 A network has 6n + 2 layers with weights: 3 layers of n blocks with 2 convolutions, the stem and the head.
 """
 
-PLAIN_NETS = {f"plain{6 * n + 2}": n for n in (3, 5, 7, 9)}
-"""plain20, 32, 44 and 56 -> n, as in CIFAR_RESNETS."""
+PLAIN_NETS = {f"plain{6 * n + 2}": n for n in (3, 5, 7, 9)}  # plain20, 32, 44 and 56 -> n, as in CIFAR_RESNETS
 
 LAYER_SHAPES = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
 """(input channels, output channels, stride) of layer1, layer2 and layer3 (section 4.2)."""

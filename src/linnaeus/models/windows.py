@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UserError
 
-SURE = 1 - 1e-4
-"""Factor on the probability in a window: with 1 the logit of a label could become infinite."""
-SMALL = 0.01
-"""Below, power series take the place of logarithms, which float32 rounds to nothing."""
+SURE = 1 - 1e-4  # factor on the probability in a window: with 1 the logit of a label could become infinite
+SMALL = 0.01  # below, power series take the place of logarithms, which float32 rounds to nothing
 LEAST = 1e-12
 
 

@@ -19,8 +19,7 @@ from linnaeus.errors import UserError, did_you_mean, install
 from linnaeus.files import atomic, check_output
 from linnaeus.probe.features import StoredFeatures
 
-MOST_HEADER = 100_000_000
-"""Bytes of the header that readers of safetensors accept."""
+MOST_HEADER = 100_000_000  # bytes of the header that readers of safetensors accept
 
 REPEATED = ["label", "split"]
 """Columns of a Parquet file that are stored as numbers of a dictionary; features do not repeat."""

@@ -27,8 +27,7 @@ from linnaeus.preprocess import Preprocessing
 from linnaeus.stores.frozen import TRIAL_IMAGES, FrozenStages
 from linnaeus.stores.samples import DecodedSplit, Samples, decode_split
 
-CHUNK = 4096
-"""Rows that are read from a store at once."""
+CHUNK = 4096  # rows that are read from a store at once
 
 
 @dataclass(frozen=True)

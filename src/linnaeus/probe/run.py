@@ -39,8 +39,7 @@ from linnaeus.training.setup.request import Request
 from linnaeus.training.setup.resolve import open_split, open_table, refuse_split_settings
 from linnaeus.training.setup.samples import measure_normalization
 
-SPLITS = ("train", "valid")
-"""The test images are not looked at: they measure the chosen model later."""
+SPLITS = ("train", "valid")  # the test images are not looked at: they measure the chosen model later
 
 
 @dataclass(frozen=True)

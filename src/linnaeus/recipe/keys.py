@@ -18,8 +18,7 @@ AMBIGUOUS = {"head": "phase.1.head or model.head", "train": "phase.1.train or da
 OPTIMIZER = ("lr", "lr_decay", "optimizer", "momentum", "nesterov", "betas", "weight_decay", "decay_norms", "schedule")
 """Keys of a phase that a solved head does not use. A file may hold them: a run writes all keys to its recipe."""
 NOT_SOLVED = ("epochs", *OPTIMIZER)
-LISTED = ("batch", "epochs", "lr")
-"""Keys that may be a list, with one value per phase."""
+LISTED = ("batch", "epochs", "lr")  # keys that may be a list, with one value per phase
 
 SYNONYMS = {
     "lr": ("learning_rate", "base_lr", "lr0", "initial_lr", "eta", "max_lr"),

@@ -17,10 +17,8 @@ from linnaeus.recipe.renamed import with_present_names
 from linnaeus.recipe.spec import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-LONGEST = 256 * 1024
-"""Most characters of a recipe file; the packaged recipes have about two thousand."""
-MOST_PARTS = 1000
-"""Most parts of a dotted key."""
+LONGEST = 256 * 1024  # most characters of a recipe file; the packaged recipes have about two thousand
+MOST_PARTS = 1000  # most parts of a dotted key
 
 
 def recipe_names() -> list[str]:

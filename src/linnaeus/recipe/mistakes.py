@@ -13,8 +13,7 @@ from linnaeus.recipe.keys import explain_unknown
 
 MOST = 5  # mistakes that are told at once
 SCHEDULES = ("constant", "step", "plateau", "cosine", "onecycle")
-UNION = ("float", "str")
-"""What pydantic adds to the location of a key that may have either type."""
+UNION = ("float", "str")  # what pydantic adds to the location of a key that may have either type
 Context = Mapping[str, Any]
 
 EXPECTED: dict[str, str] = {

@@ -35,8 +35,7 @@ from linnaeus.runs.label_predictions import LabelPredictionRow
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.text import align, percent, percent_range, shorten
 
-VALUE_WIDTH = 28
-"""Terminal columns of a recipe value."""
+VALUE_WIDTH = 28  # terminal columns of a recipe value
 SMALLEST = 1e-12  # a probability in predictions.csv may be rounded to 0 or 1
 
 

@@ -19,8 +19,7 @@ from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
-MIN_SHARED = 50
-"""Images that runs must share if their splits differ; a comparison on fewer is not informative."""
+MIN_SHARED = 50  # images that runs must share if their splits differ; a comparison on fewer is not informative
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,7 @@ from linnaeus.runs.penalties import FILES as PENALTIES
 WRITTEN_FIRST = frozenset({RECIPE, CHECK, LABEL_CHECK, SPLIT, BAD_IMAGES, HISTORY, TRACKING})
 """Files that a run may have written before its first model."""
 RANGE_TESTS = "lr-phase*.png"
-_REMOVED = ".checkpoint-finished"
-"""Earlier versions renamed the checkpoint to this before they deleted it."""
+_REMOVED = ".checkpoint-finished"  # earlier versions renamed the checkpoint to this before they deleted it
 
 
 class RunFolder:

@@ -41,8 +41,7 @@ REPORT = "report.html"
 CHECKPOINT = "checkpoint"
 IDENTITY = "run.json"
 """In the folder `checkpoint`: what the run is. It is written first of all files, and its removal ends the run."""
-MANIFEST = "checkpoint.json"
-"""In the folder `checkpoint`: lists the files of the checkpoint, and is written last."""
+MANIFEST = "checkpoint.json"  # in the folder `checkpoint`: lists the files of the checkpoint, and is written last
 FILES = frozenset(
     (
         *(RECIPE, HISTORY, METRICS, EVALUATION, PREDICTIONS, CHECK, SPLIT, CHANGES, BAD_IMAGES, TRACKING, REPORT),

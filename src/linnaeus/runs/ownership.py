@@ -19,8 +19,7 @@ from linnaeus.runs.lock import LOCK
 CHECKPOINT_FILE = re.compile(r"run\.json|checkpoint\.json|(state|best)-\d{6}\.safetensors")
 _REMAIN = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<suffix>\.[a-z]+)")
 """Temporary files of earlier versions, which wrote `name.suffix` as `.name-XXXXXXXX.suffix`."""
-_SAFETENSORS_REMAIN = re.compile(r"\.tmp[A-Za-z0-9]{6}")
-"""Temporary files of the safetensors library."""
+_SAFETENSORS_REMAIN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # temporary files of the safetensors library
 
 
 def is_in_progress(folder: Path) -> bool:

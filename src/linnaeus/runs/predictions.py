@@ -41,8 +41,7 @@ class PredictionRow:
 
 
 COLUMNS = tuple(field.name for field in fields(PredictionRow))
-LATER_COLUMNS = frozenset({"group", "distance"})
-"""Columns that older files lack."""
+LATER_COLUMNS = frozenset({"group", "distance"})  # columns that older files lack
 
 
 def prediction_rows(

@@ -38,8 +38,7 @@ from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows, read_csv, read_j
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
-MANY_WRONG = 0.1
-"""Share of the labels from which on it is rather the heads that are wrong."""
+MANY_WRONG = 0.1  # share of the labels from which on it is rather the heads that are wrong
 
 AnyRow = TypeVar("AnyRow", PredictionRow, LabelPredictionRow)
 

@@ -17,10 +17,8 @@ from linnaeus.recipe.difference import differences
 
 PROJECT = "linnaeus"
 """The experiment or project that runs are filed under, unless MLFLOW_EXPERIMENT_NAME names another one."""
-LONGEST_VALUE = 500
-"""Characters of a parameter that every release of MLflow accepts."""
-MOST_PARAMETERS = 100
-"""Parameters in one request to MLflow."""
+LONGEST_VALUE = 500  # characters of a parameter that every release of MLflow accepts
+MOST_PARAMETERS = 100  # parameters in one request to MLflow
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ WHERE = {
 }
 METRICS = ("lr", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "valid_map")
 """Columns of history.csv that are sent, `train_loss` under the name `train/loss`."""
-PATIENCE = 60.0
-"""Seconds until a tracker that does not answer is left out."""
+PATIENCE = 60.0  # seconds until a tracker that does not answer is left out
 
 
 def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
@@ -53,8 +52,7 @@ class Tracking:
     def __init__(self, console: Console):
         self.console = console
         self.trackers: dict[str, Tracker] = {}
-        self.threads: dict[str, TimeLimit] = {}
-        """One for each tracker, because any of them may stop answering."""
+        self.threads: dict[str, TimeLimit] = {}  # one for each tracker, because any of them may stop answering
         self.epochs = 0
 
     def open(self, name: str, make: Callable[[], Tracker]) -> Tracker:

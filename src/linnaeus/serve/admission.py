@@ -20,8 +20,7 @@ class Admission:
         """`work`: what is counted, for the message of a refusal."""
         self.capacity, self._work = capacity, work
         self.in_progress = 0
-        self.seconds_per_image = 0.05
-        """Estimate for Retry-After."""
+        self.seconds_per_image = 0.05  # estimate for Retry-After
         self._held = Counter[str]()
 
     @property

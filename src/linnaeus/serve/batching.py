@@ -20,10 +20,8 @@ import numpy as np
 from linnaeus.serve.admission import Admission
 
 T = TypeVar("T")
-A = TypeVar("A")
-"""What the network computes for one image."""
-Predict = Callable[[np.ndarray], Sequence[A]]
-"""(N, size, size, channels) uint8 -> the N results."""
+A = TypeVar("A")  # what the network computes for one image
+Predict = Callable[[np.ndarray], Sequence[A]]  # (N, size, size, channels) uint8 -> the N results
 Observe = Callable[[int, float, float], None]
 """observe(number of images, seconds that the first one waited, seconds in the network)."""
 SMOOTHING = 0.2  # weight of the newest batch in the moving average of the time per image
@@ -58,8 +56,7 @@ class Batcher(Generic[A]):
         self._waiting: asyncio.Queue[Waiting[A]] = asyncio.Queue()
         self._network = ThreadPoolExecutor(1, "linnaeus-network")
         self._task: asyncio.Task[None] | None = None
-        self.preparing = 0
-        """Images that are being decoded for `submit`."""
+        self.preparing = 0  # images that are being decoded for `submit`
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="batches")

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from starlette.datastructures import Headers
 
-SCHEME = "invitation"
-"""Of the Authorization header with which a browser exchanges an invitation for the session cookie."""
+SCHEME = "invitation"  # of the Authorization header with which a browser exchanges an invitation for the session cookie
 LIFETIME = 900.0  # seconds in which an invitation can be used
 MOST = 64  # open invitations; more replace the oldest
 

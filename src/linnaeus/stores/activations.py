@@ -24,8 +24,7 @@ from linnaeus.stores.rows import ROWS, RowWriter, open_reader
 VERSION = 2
 BUILD = "build.json"
 """In the folder of an unfinished store: what is being built. A build of something else starts over."""
-IMAGES = "images"
-"""In the header of an entry that was computed from images: the names of the stores of these images."""
+IMAGES = "images"  # in the header of an entry that was computed from images: the names of the stores of these images
 CHUNK = 64 << 20  # bytes between two records of the journal: a killed build loses at most these
 
 
@@ -34,8 +33,7 @@ class ActivationStore:
 
     def __init__(self, array: np.ndarray, path: Path | None = None, made_by: str = ""):
         self.array, self.path = array, path
-        self.made_by = made_by
-        """The executor that computed the rows, for the record."""
+        self.made_by = made_by  # the executor that computed the rows, for the record
         self._reader = open_reader(path)
 
     def __len__(self) -> int:

@@ -16,8 +16,7 @@ from linnaeus.data.background import Progress, ordered_map
 from linnaeus.data.images.decode import MAX_ASPECT, RowSpec, UnreadableError, header_size, load_row
 from linnaeus.data.images.resize import UprightImage
 
-Row = np.ndarray | UnreadableError
-"""(h, w, C) uint8, or why the image cannot be read"""
+Row = np.ndarray | UnreadableError  # (h, w, C) uint8, or why the image cannot be read
 
 
 class ImageSource(Protocol):

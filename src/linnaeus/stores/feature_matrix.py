@@ -15,8 +15,7 @@ from linnaeus.device import free_memory
 from linnaeus.environment import cache_dir
 from linnaeus.files import disk_errors
 
-IN_MEMORY = 0.4
-"""Share of the free memory up to which a matrix is kept there; solving takes up to twice its size."""
+IN_MEMORY = 0.4  # share of the free memory up to which a matrix is kept there; solving takes up to twice its size
 
 BLOCK = 16 << 20  # bytes of zeros written at once
 

@@ -42,8 +42,7 @@ EXACT_BATCH = 16  # fewer images at once are slower; more take more memory and a
 CALIBRATION_IMAGES = 64  # that set the ranges of int8
 TRIAL_IMAGES = 16  # that an executor is tried with: fewer take a slow path of torch on one thread
 
-Prepare = Callable[[Batch], Tensor]
-"""Batch of rows -> input of the network or of its next stage."""
+Prepare = Callable[[Batch], Tensor]  # batch of rows -> input of the network or of its next stage
 
 
 @dataclass(frozen=True)

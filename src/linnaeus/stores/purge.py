@@ -20,8 +20,7 @@ OTHERS = ("contents-", "verdict-", "statistics-", "looks-")
 """Entries with a signature for each image; they are small, and removed as a whole. Earlier versions wrote `looks-`."""
 ARCHIVES = "archive-"
 """Decompressed copies of archives, whose images are not looked at: they are removed as a whole, and made again."""
-RECORDS = (CONTENTS, "statistics.npy", INDEX)
-"""The files with a column of signatures, of which an entry has one."""
+RECORDS = (CONTENTS, "statistics.npy", INDEX)  # the files with a column of signatures, of which an entry has one
 
 
 @dataclass

@@ -11,8 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import optuna
 
-FEWEST = 4
-"""Complete trials below which nothing is said."""
+FEWEST = 4  # complete trials below which nothing is said
 SHUFFLES = 19
 """Random assignments of the results to the trials: the real one is above all of them by chance once in twenty times."""
 

@@ -116,8 +116,7 @@ class Choices:
 
 
 Dimension = Interval | Choices
-Space = dict[str, Dimension]
-"""Dotted key of the recipe -> its range or choices."""
+Space = dict[str, Dimension]  # dotted key of the recipe -> its range or choices
 
 
 def load_space(space: str | Path | Mapping[str, Any], recipe: Recipe, settings: Mapping[str, Any]) -> Space:

@@ -39,10 +39,8 @@ from linnaeus.training.interval import CheckpointInterval
 from linnaeus.training.snapshot import Snapshot
 
 FORMAT = 1
-TIME_SHARE = 0.02
-"""Share of the run time that checkpoints may take with --checkpoint-every auto."""
-MIN_INTERVAL = 10.0
-"""Shortest time between two checkpoints with --checkpoint-every auto, in seconds."""
+TIME_SHARE = 0.02  # share of the run time that checkpoints may take with --checkpoint-every auto
+MIN_INTERVAL = 10.0  # shortest time between two checkpoints with --checkpoint-every auto, in seconds
 
 
 @dataclass

@@ -17,8 +17,7 @@ from linnaeus.errors import first_line
 
 WARM_UP = 4
 """Batches of a shape that are computed without recording: libraries choose kernels and allocate workspaces in them."""
-SHAPES = 2
-"""Recordings of a phase: the full batch, and the shorter last one."""
+SHAPES = 2  # recordings of a phase: the full batch, and the shorter last one
 
 Pass = Callable[[Tensor, Tensor, int, bool], Any]
 
@@ -57,8 +56,7 @@ class GraphedPass:
         self.recordings: dict[Any, Recording] = {}
         self.calls: Counter[Any] = Counter()
         self.enabled = batches > 2 * WARM_UP
-        self.failure = ""
-        """Why no pass could be recorded; empty if none was tried in vain."""
+        self.failure = ""  # why no pass could be recorded; empty if none was tried in vain
 
     def __call__(self, x: Tensor, targets: Tensor, total: int, counted: bool) -> Any:
         if not self.enabled:

@@ -31,8 +31,7 @@ from linnaeus.training.streams import Streams
 from linnaeus.training.timings import StepTimer, Timings
 from linnaeus.training.tuning.tuning import Tuning, is_synced
 
-MENTIONED_FROM = 10.0
-"""Seconds from which on the expected duration of a phase is announced."""
+MENTIONED_FROM = 10.0  # seconds from which on the expected duration of a phase is announced
 
 
 @dataclass

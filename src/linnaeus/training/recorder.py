@@ -29,10 +29,8 @@ class Recorder:
     """Keeps the history in memory and nothing else; `RunRecorder` writes a run folder."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
-        """History so far."""
-        self.tuned = TunedValues()
-        """Values that were chosen so far, or by the process that the run resumes."""
+        self.rows: list[Row] = []  # history so far
+        self.tuned = TunedValues()  # values that were chosen so far, or by the process that the run resumes
 
     def add_epoch(self, row: Row) -> None:
         """Record the history row of an epoch."""
@@ -77,14 +75,11 @@ class RunRecorder(Recorder):
         super().__init__()
         self.prepared, self.folder, self.identity = prepared, prepared.folder, prepared.identity
         self.is_main = prepared.engine.is_main
-        self.recipe = prepared.recipe
-        """The recipe with the values that were tuned so far."""
+        self.recipe = prepared.recipe  # the recipe with the values that were tuned so far
         self.rows = prepared.folder.rows
         self.tuned = prepared.identity.tuned
-        self.tracking: Tracking | None = None
-        """Told about each epoch, on rank 0."""
-        self.digest = ""
-        """SHA-256 of the tensors of the model file that this process wrote."""
+        self.tracking: Tracking | None = None  # told about each epoch, on rank 0
+        self.digest = ""  # SHA-256 of the tensors of the model file that this process wrote
 
     def add_epoch(self, row: Row) -> None:
         if self.is_main:

@@ -42,8 +42,7 @@ from linnaeus.training.stop import StoppedError, StopSignals, Terminated
 from linnaeus.training.streams import Streams
 from linnaeus.training.timings import Timings
 
-Observer = Callable[[int, Headline], None]
-"""observe(epochs so far, validation metrics)"""
+Observer = Callable[[int, Headline], None]  # observe(epochs so far, validation metrics)
 
 
 def train(

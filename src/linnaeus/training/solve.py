@@ -28,8 +28,7 @@ from linnaeus.training.loss import balanced_weights
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.recorder import Recorder
 
-BATCH = 512
-"""Images whose features are read at once."""
+BATCH = 512  # images whose features are read at once
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 soft limit of processor time (`ulimit -S -t`)."""
 
 
-A_MOMENT = 0.05
-"""Seconds after which a signal that was dropped is raised again."""
+A_MOMENT = 0.05  # seconds after which a signal that was dropped is raised again
 
 
 class Terminated(KeyboardInterrupt):
@@ -47,12 +46,9 @@ class StopSignals:
     """Signals that ask this run to stop."""
 
     def __init__(self) -> None:
-        self.pending: int | None = None
-        """Number of the signal that arrived and has not been obeyed."""
-        self.deferred = False
-        """Whether the first signal is only noted, so that the run can stop between two steps."""
-        self.raised: int | None = None
-        """Number of the signal that was raised as an exception and has not been handled."""
+        self.pending: int | None = None  # number of the signal that arrived and has not been obeyed
+        self.deferred = False  # whether the first signal is only noted, so that the run can stop between two steps
+        self.raised: int | None = None  # number of the signal that was raised as an exception and has not been handled
 
     @contextmanager
     def listening(self) -> Iterator[None]:

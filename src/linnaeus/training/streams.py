@@ -25,8 +25,7 @@ from linnaeus.stores.samples import Samples
 from linnaeus.training.optim import training_stages
 from linnaeus.training.phase import Stream
 
-STORED_BATCH = 256
-"""Stored validation samples of each process at once."""
+STORED_BATCH = 256  # stored validation samples of each process at once
 
 
 @dataclass

@@ -44,8 +44,7 @@ class StepTimer:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock, self.steps, self.measured, self.seconds = clock, 0, 0, 0.0
-        self.last: tuple[int, float] = 0, 0.0
-        """Epoch and time of the last step"""
+        self.last: tuple[int, float] = 0, 0.0  # epoch and time of the last step
 
     def seconds_per_step(self, epoch: int) -> float | None:
         """To be called after every step. The mean duration of a step after the last one measured, else None."""

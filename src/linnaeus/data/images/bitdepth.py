@@ -13,8 +13,7 @@ from linnaeus.data.images.modes import stated_bits
 from linnaeus.data.table import Table
 
 SUFFIXES = frozenset((".png", ".tif", ".tiff", ".pgm", ".pnm"))  # formats with 16-bit samples
-SAMPLE = 64
-"""Images whose headers decide whether all are read: none of them has 16 bits in nearly every source."""
+SAMPLE = 64  # images whose headers decide whether all are read: none of them has 16 bits in nearly every source
 
 
 def used_bits(table: Table, indices: np.ndarray) -> int | None:

@@ -13,8 +13,7 @@ from linnaeus.data.archives.archive import MemberError
 
 HASH = "sha256/48"
 """The first 48 bits of SHA-256. An image that is not among a million others matches one of them with p = 4e-9."""
-UNKNOWN = 0
-"""The hash of an image that cannot be read."""
+UNKNOWN = 0  # the hash of an image that cannot be read
 
 
 def hashes_to_text(hashes: np.ndarray) -> str:

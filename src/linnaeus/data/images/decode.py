@@ -49,16 +49,14 @@ __all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row",
 DECODE_VERSION = f"1-{PIL.__version__}"
 """Changes whenever the same file may decode to different pixels; part of the key of every store."""
 
-MAX_PIXELS = 80_000_000
-"""Limit on decoded pixels: keeps one decode below 1 GB, at 12 bytes a pixel in the worst case."""
+MAX_PIXELS = 80_000_000  # limit on decoded pixels: keeps one decode below 1 GB, at 12 bytes a pixel in the worst case
 
 _NARROW = 16  # pixels of a row whose memory is that of its pixels, and not of its pointers
 
 MAX_HEADER_PIXELS = 178_956_970
 """Limit on the pixels of a JPEG that is decoded at a fraction of its size; also Pillow's own limit."""
 
-MAX_BYTES = 1 << 30
-"""Limit on the size of a file, in bytes."""
+MAX_BYTES = 1 << 30  # limit on the size of a file, in bytes
 
 # Memory per pixel relative to other decoders: these keep a second copy of the whole image.
 _HEAVY_FORMATS = {"JPEG2000": 4, "AVIF": 2, "HEIF": 2, "WEBP": 2}

@@ -27,8 +27,7 @@ LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Informa
 HEIC = f"HEIC needs `{install('heic')}`; or convert it: magick mogrify -format jpg *.heic"
 AVIF = "AVIF needs Pillow 11.3 or newer: pip install -U pillow; or convert it: magick mogrify -format jpg *.avif"
 HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
-INSTALLABLE = (HEIC, AVIF)
-"""Reasons that an installation removes: the same file may be read the next time."""
+INSTALLABLE = (HEIC, AVIF)  # reasons that an installation removes: the same file may be read the next time
 
 
 @functools.cache

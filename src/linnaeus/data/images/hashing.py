@@ -39,8 +39,7 @@ ALL_WINDOWS = KNOWN_WINDOWS + 1
 BORDER = 10  # range of gray levels in a border of one color, which JPEG makes uneven
 LEAST_CONTENT = 0.3  # of each side, below which what looks like a border is the background
 
-ORIENTATIONS = 8
-"""Orientation k is the image mirrored if k is odd, then turned counterclockwise by k // 2 quarters."""
+ORIENTATIONS = 8  # orientation k is the image mirrored if k is odd, then turned counterclockwise by k // 2 quarters
 
 MIN_SIDE = 48  # pixels; smaller images of one kind look like copies of each other
 FLAT = 12.0  # range of gray levels below which a hash is noise

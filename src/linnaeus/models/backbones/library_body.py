@@ -13,8 +13,7 @@ from torch import Tensor
 
 from linnaeus.errors import UserError, first_line
 
-Layout = Mapping[str, tuple[str, ...]]
-"""Stage -> the parts of the body that it calls, in order."""
+Layout = Mapping[str, tuple[str, ...]]  # stage -> the parts of the body that it calls, in order
 
 
 def stage_calling(layout: Layout, name: str) -> str | None:

@@ -12,11 +12,9 @@ import numpy as np
 from linnaeus.console import counted
 from linnaeus.errors import UserError, did_you_mean, install, one_line
 
-MOST_BYTES = 1 << 30
-"""The largest graph: the model file holds it, and so do checkpoints."""
+MOST_BYTES = 1 << 30  # the largest graph: the model file holds it, and so do checkpoints
 USUAL_SIZE = 224
-FLOAT, HALF = 1, 10
-"""ONNX's numbers of the types that images may have."""
+FLOAT, HALF = 1, 10  # ONNX's numbers of the types that images may have
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from linnaeus.models.network import Network
 from linnaeus.models.weights.files import WeightsInfo, read_weights
 from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
 
-AUXILIARY = ("aux1.", "aux2.")
-"""Name prefixes of the auxiliary heads of Inception."""
+AUXILIARY = ("aux1.", "aux2.")  # name prefixes of the auxiliary heads of Inception
 
 
 def trained_arguments(

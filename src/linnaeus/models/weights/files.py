@@ -28,8 +28,7 @@ NORMALIZATIONS = {
 }
 """Name in a file's metadata -> (mean, standard deviation), one value per channel."""
 
-BESIDE_WEIGHTS = "unknown."
-"""Prefix of the tensors of our model files that are no weights of the network."""
+BESIDE_WEIGHTS = "unknown."  # prefix of the tensors of our model files that are no weights of the network
 
 INDEPENDENT_ARGUMENTS = ("zero_init", "dropout", "aux", "head_stages", "head_windows")
 """Arguments of a network that do not change what its trained tensors mean, so they are not taken from a model file."""

@@ -13,8 +13,7 @@ from linnaeus.models.weights.records import key_of
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
-SUGGESTED = "resnet50-torchvision-v1"
-"""What messages tell people to download, who have no weights."""
+SUGGESTED = "resnet50-torchvision-v1"  # what messages tell people to download, who have no weights
 
 TORCHVISION = "https://download.pytorch.org/models/"
 RSB = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
@@ -109,8 +108,7 @@ def checksum_prefix(file: str) -> str:
 RESTRICTED = ("-nc", "noncommercial", "apple-amlr", "seer-license")
 """Parts of the names of licenses that allow research or other noncommercial use only."""
 
-PERMISSIVE = ("apache", "bsd", "cc-by-4.0", "mit")
-"""Beginnings of the names of licenses that permit any use."""
+PERMISSIVE = ("apache", "bsd", "cc-by-4.0", "mit")  # beginnings of the names of licenses that permit any use
 
 
 def license_warning(license: str, gated: bool = False) -> str:

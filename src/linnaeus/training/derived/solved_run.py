@@ -31,8 +31,7 @@ from linnaeus.stores.samples import Samples
 from linnaeus.training.setup.request import EarlierRun
 from linnaeus.training.setup.samples import load_samples
 
-OF_FILES = ("folder", "list", "csv")
-"""Kinds of sources whose images are files, which split.csv names."""
+OF_FILES = ("folder", "list", "csv")  # kinds of sources whose images are files, which split.csv names
 
 
 @dataclass(frozen=True, eq=False)

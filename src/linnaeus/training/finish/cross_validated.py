@@ -18,8 +18,7 @@ from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 
-SMALLEST = 1e-30
-"""Probabilities below are taken as this, so that they have a logarithm."""
+SMALLEST = 1e-30  # probabilities below are taken as this, so that they have a logarithm
 
 
 def cross_validated_scores(

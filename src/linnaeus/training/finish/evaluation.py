@@ -49,11 +49,9 @@ from linnaeus.text import percent
 from linnaeus.training.finish.rounding import decided_by_rounding
 from linnaeus.training.finish.unknown import FittedDetector
 
-FEWEST_MEASURING = 10
-"""With fewer images, the 95 % interval of an accuracy spans about 30 percentage points or more."""
+FEWEST_MEASURING = 10  # with fewer images, the 95 % interval of an accuracy spans about 30 percentage points or more
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
-Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]
-"""By split."""
+Assessments = Mapping[str, Assessment] | Mapping[str, LabelAssessment]  # by split
 
 
 def sample_names(table: Table, split: str, samples: dict[str, Samples]) -> list[str]:
@@ -188,8 +186,7 @@ class FinalEvaluation:
         splits with such images."""
         self.held_out: dict[str, Any] | None = None
         """The accuracy on held-out training images, where it is more certain than that on validation."""
-        self.names: tuple[str, ...] = ()
-        """The display names of the classes, where they are known."""
+        self.names: tuple[str, ...] = ()  # the display names of the classes, where they are known
 
     def prediction_rows(self, table: Table, samples: dict[str, Samples]) -> Iterator[PredictionRow]:
         """The rows of predictions.csv."""

@@ -28,8 +28,7 @@ from linnaeus.training.finish.unknown import (
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
-BATCH = 64
-"""Images at once in the final evaluation, where their features are not stored."""
+BATCH = 64  # images at once in the final evaluation, where their features are not stored
 AnyEvaluation = FinalEvaluation | LabelEvaluation
 
 

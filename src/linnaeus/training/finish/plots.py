@@ -24,8 +24,7 @@ from linnaeus.training.setup.prepare import Prepared
 if TYPE_CHECKING:
     from linnaeus.report.plots import PredictedImage
 
-SHOWN = 24
-"""Images of the grid."""
+SHOWN = 24  # images of the grid
 
 
 def write_plots(prepared: Prepared, best: Best, evaluation: AnyEvaluation) -> str:

@@ -18,8 +18,7 @@ FLOAT32, MIXED_16, INT8 = 2.0**-9, 2.0**-6, 2.0**-3
 
 ResNet-20 on CIFAR-10 in bfloat16: 0.0019 in the median, 0.0098 for 99 % of 2,000 images.
 """
-DRAWS = 8
-"""Random errors that are tried where the effect on a metric has no simple bound."""
+DRAWS = 8  # random errors that are tried where the effect on a metric has no simple bound
 
 
 def rounding_error(prepared: Prepared) -> float:

@@ -26,8 +26,7 @@ from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out,
 from linnaeus.training.setup.prepare import Prepared
 from linnaeus.training.streams import Streams
 
-SAMPLE = 2048
-"""Training images whose features are used, the same number of each class where there are enough."""
+SAMPLE = 2048  # training images whose features are used, the same number of each class where there are enough
 SAMPLE_BYTES = 256 << 20
 """Size of these features in float32: of more than 32,768 features an image, fewer images are used."""
 BATCH = 32  # more at once take more memory and more time an image

@@ -19,16 +19,14 @@ from linnaeus.recipe import Recipe
 SMALL = 64
 """Pixels. Up to this size, images need no stem that reduces them to a quarter of their width."""
 
-TRANSFER, SCRATCH = "photos", "scratch"
-"""Packaged recipes for photographs: with trained weights, and without."""
+TRANSFER, SCRATCH = "photos", "scratch"  # packaged recipes for photographs: with trained weights, and without
 
 TRANSFER_MODEL = "resnet50"
 """The network whose weights are preferred where several are on this machine. A head on its last two stages gave 96.4 %
 on 16 flowers (n = 1,330) and 74.8 % on 10 dishes (n = 400), one on timm/tf_efficientnet_lite0 94.7 and 73.5 %, by
 five folds of `linnaeus probe`: docs/results/backbones.md."""
 
-STRONG = 75.0
-"""Accuracy (%) on ImageNet from which on a network of ours is preferred to an unknown one of a library."""
+STRONG = 75.0  # accuracy (%) on ImageNet from which on a network of ours is preferred to an unknown one of a library
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
 
 FORMAT = 1
-SHOWN = 6
-"""Differences that an error message names."""
+SHOWN = 6  # differences that an error message names
 
 
 @dataclass

@@ -19,12 +19,9 @@ from linnaeus.models.weights.pretrained import license_warning
 from linnaeus.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from linnaeus.recipe import Recipe
 
-COPIES = 3
-"""Copies of the weights that training holds at least: the network, its gradients, the best model."""
-IMAGE_BYTES = 8
-"""Bytes per value of an image that training holds at least: before and after augmentation, in float32."""
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""(mean, std), one value per channel, on the scale [0, 1]."""
+COPIES = 3  # copies of the weights that training holds at least: the network, its gradients, the best model
+IMAGE_BYTES = 8  # bytes per value of an image that training holds at least: before and after augmentation, in float32
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std), one value per channel, on the scale [0, 1]
 
 
 def build_network(

@@ -21,8 +21,7 @@ class Workspace:
     def __init__(self, *, derived: bool = False):
         self.derived = derived
         """Whether the command is `classes` or `forget`, which have no --resume: the same command continues."""
-        self.folder: RunFolder | None = None
-        """None until the folder is open."""
+        self.folder: RunFolder | None = None  # None until the folder is open
         self._lock: Lock | None = None
 
     def lock(self, folder: Path) -> None:

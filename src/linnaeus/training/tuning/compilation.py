@@ -11,12 +11,9 @@ from linnaeus.errors import first_line
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.tuning.precision import time_steps
 
-WORTH_TRYING = 300.0
-"""Seconds of a phase from which on a trial is made: the compiler takes a half to a whole minute."""
-STEPS = 8
-"""Timed steps: the fifth is the first one that is launched as a whole."""
-SAVED = 1.2
-"""The compiler must save this many times the seconds that it takes."""
+WORTH_TRYING = 300.0  # seconds of a phase from which on a trial is made: the compiler takes a half to a whole minute
+STEPS = 8  # timed steps: the fifth is the first one that is launched as a whole
+SAVED = 1.2  # the compiler must save this many times the seconds that it takes
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,14 @@ from linnaeus.training.optim import train_mode
 from linnaeus.training.phase import PhaseRun
 from linnaeus.training.step import Optimization
 
-WORTH_TRYING = 120.0
-"""Seconds of a phase in float32 from which on a trial is made; with a large network it takes ten."""
+WORTH_TRYING = 120.0  # seconds of a phase in float32 from which on a trial is made; with a large network it takes ten
 STEPS = 2
 """Timed steps of each candidate. The faster one counts: in the first one, kernels are prepared."""
 FASTER = 0.9
 """A candidate replaces float32 if it takes less than this fraction of its time: rounding should not change for less."""
 NUMBERS = 8 * 3 * 224 * 224
 """Size of the input of a trial step: large enough to fill the caches, small enough to take seconds."""
-LEAST = 8
-"""Samples of a trial step, at least."""
+LEAST = 8  # samples of a trial step, at least
 LOSS_TOLERANCE = 0.05
 """Largest difference of the loss from that in float32, as a fraction of it: more would be a network that overflows."""
 RATE = 1e-6

@@ -25,12 +25,9 @@ DECADES = 5
 STEPS = 50
 SMOOTHING = 2.0
 """Standard deviation, in steps, of the Gaussian that smooths the loss; centered, so that it adds no delay."""
-DIVERGED = 2.0
-"""The test ends when the loss exceeds the lowest loss so far by this factor, plus one nat."""
-SAFETY = 10.0
-"""At the last rate that does no harm the loss is about to rise; training uses a rate lower by this factor."""
-FELL = 0.1
-"""A fall of the loss by about this share of its start may be noise: the loss was low already."""
+DIVERGED = 2.0  # the test ends when the loss exceeds the lowest loss so far by this factor, plus one nat
+SAFETY = 10.0  # at the last rate that does no harm the loss is about to rise; training uses a rate lower by this factor
+FELL = 0.1  # a fall of the loss by about this share of its start may be noise: the loss was low already
 TINY = 1e-12
 
 

@@ -20,8 +20,7 @@ from linnaeus.training.tuning.precision import TOO_SHORT, Trial, choose_precisio
 from linnaeus.training.tuning.rangetest import range_test
 from linnaeus.training.unseen_weights import zero_unseen_gradients
 
-PROBED = 8
-"""Samples of the trial step: enough to outweigh fixed costs, few enough to take no time."""
+PROBED = 8  # samples of the trial step: enough to outweigh fixed costs, few enough to take no time
 
 
 @dataclass(frozen=True)
