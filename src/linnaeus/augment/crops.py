@@ -30,14 +30,10 @@ def only_crops(spec: Augment) -> bool:
 class EpochCrops:
     """The crops of n samples, as indices into rows with a border."""
 
-    border: tuple[int, int, int, int]
-    """Pixels that are added at the left, right, top and bottom of a row."""
-    tops: Tensor
-    """(n, size, 1) int64 on the device: row of the bordered pixels for each line of the output."""
-    lefts: Tensor
-    """(n, 1, size) int64: the same for columns."""
-    numbers: Tensor
-    """(n, 1, 1) int64: 0, 1, …"""
+    border: tuple[int, int, int, int]  # pixels that are added at the left, right, top and bottom of a row
+    tops: Tensor  # (n, size, 1) int64 on the device: row of the bordered pixels for each line of the output
+    lefts: Tensor  # (n, 1, size) int64: the same for columns
+    numbers: Tensor  # (n, 1, 1) int64: 0, 1, …
 
     def take(self, pixels: Tensor, start: int) -> Tensor:
         """pixels (N, H, W, C) uint8, samples `start`, `start` + 1, … of the epoch -> (N, size, size, C) uint8."""

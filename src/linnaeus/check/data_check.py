@@ -33,14 +33,11 @@ class DataCheck:
     """The result of a check."""
 
     table: Table
-    findings: list[Finding]
-    """The most serious first."""
+    findings: list[Finding]  # the most serious first
     duplicates: Duplicates
     statistics: ImageStatistics
-    weights: str | None
-    """Name of the weights that computed the embeddings; None if there are no embeddings."""
-    notes: list[str]
-    """Checks that were skipped, and why."""
+    weights: str | None  # name of the weights that computed the embeddings; None if there are no embeddings
+    notes: list[str]  # checks that were skipped, and why
 
     @property
     def errors(self) -> int:

@@ -34,8 +34,7 @@ class Thumbnail:
 
     caption: str
     alt: str
-    data: str = ""
-    """Data URI of a JPEG."""
+    data: str = ""  # data URI of a JPEG
     width: int = 0
     height: int = 0
     placeholder: str = ""
@@ -57,8 +56,7 @@ class Section:
     severity: str
     anchor: str
     advice: str
-    count: int
-    """Number of findings; those without a card are only counted."""
+    count: int  # number of findings; those without a card are only counted
     cards: list[Card]
 
     @property

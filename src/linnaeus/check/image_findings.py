@@ -75,12 +75,9 @@ class _Outliers:
 
     kind: str
     severity: str
-    mask: np.ndarray
-    """(n,) bool, over the readable images."""
-    rank: np.ndarray
-    """(n,): the smallest first."""
-    detail: str
-    """A format string for the `values` of an image."""
+    mask: np.ndarray  # (n,) bool, over the readable images
+    rank: np.ndarray  # (n,): the smallest first
+    detail: str  # a format string for the `values` of an image
     values: tuple[np.ndarray, ...]
 
 

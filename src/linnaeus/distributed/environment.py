@@ -25,16 +25,11 @@ PARENT = "LINNAEUS_PARENT"  # environment variable: process id of the launcher, 
 class ProcessInfo:
     """The place of this process among the processes of one command."""
 
-    rank: int = 0
-    """Global rank; rank 0, the main process, writes files and prints."""
-    world_size: int = 1
-    """Number of processes on all machines."""
-    local_rank: int = 0
-    """Rank among the processes on this machine."""
-    local_world_size: int = 1
-    """Number of processes on this machine."""
-    slurm: bool = False
-    """Whether srun started the processes."""
+    rank: int = 0  # global rank; rank 0, the main process, writes files and prints
+    world_size: int = 1  # number of processes on all machines
+    local_rank: int = 0  # rank among the processes on this machine
+    local_world_size: int = 1  # number of processes on this machine
+    slurm: bool = False  # whether srun started the processes
 
     @property
     def nodes(self) -> int:

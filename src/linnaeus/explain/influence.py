@@ -30,13 +30,10 @@ ITERATIONS, RESIDUAL = 500, 1e-6
 class SolvedHead:
     """A head at its minimum, in standardized features, with the rows that it was solved on. All tensors are float64."""
 
-    problem: Problems
-    """One problem; the weights (m, 1) sum to 1."""
+    problem: Problems  # one problem; the weights (m, 1) sum to 1
     penalty: float
-    image: np.ndarray
-    """(m,) int64: the image of each row; an image has several rows where several views were stored."""
-    solution: Tensor
-    """(classes, d + 1), with the bias in the last column."""
+    image: np.ndarray  # (m,) int64: the image of each row; an image has several rows where several views were stored
+    solution: Tensor  # (classes, d + 1), with the bias in the last column
     mean: Tensor
     std: Tensor
     rotation: Tensor | None

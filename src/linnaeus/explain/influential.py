@@ -39,10 +39,8 @@ class InfluentialImage:
 class InfluentialImages:
     """The most influential training images, strongest first; in the terms of TracIn (Pruthi et al. 2020)."""
 
-    proponents: list[InfluentialImage]
-    """They raise the probability of the explained class."""
-    opponents: list[InfluentialImage]
-    """They lower it."""
+    proponents: list[InfluentialImage]  # they raise the probability of the explained class
+    opponents: list[InfluentialImage]  # they lower it
 
     @property
     def all(self) -> list[InfluentialImage]:

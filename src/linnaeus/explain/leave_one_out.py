@@ -53,16 +53,11 @@ def leave_one_out(head: SolvedHead, features: Tensor) -> np.ndarray | None:
 class _Part:
     """Classes that are solved together, c of them."""
 
-    x: Tensor
-    """(m, d), with a 1 in the last column."""
-    weights: Tensor
-    """(m,)"""
-    curvature: Tensor
-    """(m, c, c): second derivatives of the loss of each row by its logits."""
-    errors: Tensor
-    """(m, c): first derivatives."""
-    shrinkage: Tensor
-    """(c, d): the gradient of the penalty."""
+    x: Tensor  # (m, d), with a 1 in the last column
+    weights: Tensor  # (m,)
+    curvature: Tensor  # (m, c, c): second derivatives of the loss of each row by its logits
+    errors: Tensor  # (m, c): first derivatives
+    shrinkage: Tensor  # (c, d): the gradient of the penalty
 
     def changes(self, penalty: float, row: Tensor, images: list[Tensor]) -> Tensor:
         """(images, c): changes of the logits of an answer with features `row` (d,); `images`: the rows of each."""

@@ -31,16 +31,11 @@ AT_ONCE = 4096  # images whose features are read at a time
 class Neighbor:
     """A training image that is similar to a predicted one."""
 
-    path: str
-    """As its source names it: relative to the source, or train[17]."""
-    label: str
-    """Its class."""
-    name: str
-    """Display name of the class."""
-    similarity: float
-    """Cosine similarity of the two feature vectors, -1 to 1."""
-    image: np.ndarray
-    """(size, size, channels) uint8, as the network sees it."""
+    path: str  # as its source names it: relative to the source, or train[17]
+    label: str  # its class
+    name: str  # display name of the class
+    similarity: float  # cosine similarity of the two feature vectors, -1 to 1
+    image: np.ndarray  # (size, size, channels) uint8, as the network sees it
 
     def to_dict(self) -> dict[str, Any]:
         return {"path": self.path, "class": self.label, "name": self.name, "similarity": self.similarity}
@@ -51,15 +46,11 @@ class Gallery:
     """Images to compare with, and their features: the input of the network's head."""
 
     table: Table
-    indices: np.ndarray
-    """(n,) the samples of the table."""
-    rows: Rows
-    """Pixels of the samples."""
-    vectors: Tensor
-    """(n, features) float32 on the CPU, of length 1."""
+    indices: np.ndarray  # (n,) the samples of the table
+    rows: Rows  # pixels of the samples
+    vectors: Tensor  # (n, features) float32 on the CPU, of length 1
     classifier: Classifier
-    trained: bool
-    """Whether the samples are known to be the training images of the model."""
+    trained: bool  # whether the samples are known to be the training images of the model
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -26,10 +26,8 @@ class DistanceCheck:
     """The distances of an export compared with those of the original, on the same pixels."""
 
     n: int
-    largest: float
-    """Largest difference of a distance."""
-    differing: int
-    """Number of images of which only one of the two says that they are unknown."""
+    largest: float  # largest difference of a distance
+    differing: int  # number of images of which only one of the two says that they are unknown
 
     def refused(self, kind: str, agree: float) -> str | None:
         """Reason to leave the output out; None if it passes."""

@@ -60,8 +60,7 @@ class GateResult:
     kind: str
     reference: ReferenceModel
     attempts: list[Attempt]
-    chosen: int | None
-    """Index in `attempts` of the candidate to write; None if none passed."""
+    chosen: int | None  # index in `attempts` of the candidate to write; None if none passed
 
     @property
     def samples(self) -> SampleImages:

@@ -30,12 +30,9 @@ MAX_SECONDS = 30.0  # per batch size: no further turn is taken after it
 class DraftEffect:
     """How predictions change because `linnaeus predict` decodes large JPEGs at a fraction of their size."""
 
-    n: int
-    """Number of raw images whose pixels change."""
-    differing: int
-    """Number of images whose predicted class changes, or with several labels any of them."""
-    largest: float
-    """Largest difference of a probability."""
+    n: int  # number of raw images whose pixels change
+    differing: int  # number of images whose predicted class changes, or with several labels any of them
+    largest: float  # largest difference of a probability
 
 
 class ReferenceModel:

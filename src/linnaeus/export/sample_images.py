@@ -25,12 +25,10 @@ class SampleImages:
     """Sample of the images of one split, preprocessed for a model."""
 
     about: ModelFile
-    path: Path
-    """Path of the model file."""
+    path: Path  # path of the model file
     source: str
     images: LabeledImages
-    positions: np.ndarray
-    """(n,) positions in `images`."""
+    positions: np.ndarray  # (n,) positions in `images`
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -35,10 +35,8 @@ TITLES = {"distance": "distance", "probability": "probability", "combined": "bot
 class ImageScores:
     """The two scores of n images."""
 
-    distance: np.ndarray | None
-    """(n,); None where the model has no distance."""
-    probability: np.ndarray
-    """(n,) of the most likely class."""
+    distance: np.ndarray | None  # (n,); None where the model has no distance
+    probability: np.ndarray  # (n,) of the most likely class
 
     def take(self, rows: np.ndarray) -> ImageScores:
         """The scores of some images, selected by a boolean mask (n,)."""
@@ -56,8 +54,7 @@ class Kind:
     name: str
     n: int
     let_through: int
-    area: float
-    """AUROC of both scores together, against all known images."""
+    area: float  # AUROC of both scores together, against all known images
     area_interval: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,10 +208,8 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
 class ImagesOfClasses:
     """The images of the run and of the evaluated source, all of which have a class."""
 
-    contents: np.ndarray
-    """(k,) uint64: the content hashes of both."""
-    hashes: tuple[RunHashes, ...]
-    """What altered copies of them are recognized by."""
+    contents: np.ndarray  # (k,) uint64: the content hashes of both
+    hashes: tuple[RunHashes, ...]  # what altered copies of them are recognized by
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> ImagesOfClasses:

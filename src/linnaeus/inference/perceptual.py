@@ -44,10 +44,8 @@ pairs are, and these show the same flower; of 520 photos of food, none."""
 class PerceptualHashes:
     """The hashes of m images."""
 
-    windows: np.ndarray
-    """(m, k, 2) uint64, by columns and by rows; the first of k windows is the whole image."""
-    tint: np.ndarray
-    """(m, 2) uint8: the shares of red and green, of 255."""
+    windows: np.ndarray  # (m, k, 2) uint64, by columns and by rows; the first of k windows is the whole image
+    tint: np.ndarray  # (m, 2) uint8: the shares of red and green, of 255
 
     @classmethod
     def of(cls, statistics: ImageStatistics, samples: np.ndarray, windows: int = ALL_WINDOWS) -> PerceptualHashes:
@@ -183,10 +181,8 @@ def statistics_of_table(table: Table) -> ImageStatistics:
 class AlteredCopies:
     """The measured images that look like altered copies of images of the run."""
 
-    found: np.ndarray
-    """(n,) bool."""
-    note: str
-    """Why copies may have been missed; empty where they were looked for."""
+    found: np.ndarray  # (n,) bool
+    note: str  # why copies may have been missed; empty where they were looked for
 
     @classmethod
     def among(cls, images: LabeledImages, about: ModelFile, path: Path) -> AlteredCopies:

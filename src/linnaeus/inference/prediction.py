@@ -165,10 +165,8 @@ class Predictions(list[Prediction]):
 class Answer:
     """The output of a classifier for one image."""
 
-    probabilities: np.ndarray
-    """(classes,) float64, calibrated."""
-    distance: float | None
-    """Cosine distance from the training images; None where the model has no references."""
+    probabilities: np.ndarray  # (classes,) float64, calibrated
+    distance: float | None  # cosine distance from the training images; None where the model has no references
 
 
 def _row(prediction: Prediction, top: int) -> dict[str, Any]:

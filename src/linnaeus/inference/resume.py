@@ -41,10 +41,8 @@ class WrittenPrediction:
     """One prediction of the file."""
 
     path: str
-    error: str
-    """Why the image cannot be read; empty where it can."""
-    best_class: str
-    """Name of the most likely class; empty where there is an error."""
+    error: str  # why the image cannot be read; empty where it can
+    best_class: str  # name of the most likely class; empty where there is an error
     probability: float
 
 

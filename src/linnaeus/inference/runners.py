@@ -76,10 +76,8 @@ def thumbnails_of(x: Tensor) -> Tensor:
 class Runner(Protocol):
     """Computes what a model says of cropped images."""
 
-    kind: str
-    """`torch`, `onnx` or `onnx-int8`."""
-    device: torch.device
-    """The device that images are best on; others are copied there."""
+    kind: str  # `torch`, `onnx` or `onnx-int8`
+    device: torch.device  # the device that images are best on; others are copied there
 
     @property
     def has_distance(self) -> bool:

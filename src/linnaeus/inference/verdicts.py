@@ -19,12 +19,9 @@ TITLES = {"class": "a class", "unsure": "unsure", "unknown": "unknown: none of t
 class Verdicts:
     """The images by what the model answers; each has one verdict."""
 
-    masks: dict[str, np.ndarray]
-    """(n,) bool: the images with the verdict `class`, `unsure` or `unknown`."""
-    correct: np.ndarray
-    """(n,) bool: whether the most likely class is right, whatever the verdict."""
-    groups: np.ndarray | None
-    """(n,) int64: images of a group are correlated; None where each stands alone."""
+    masks: dict[str, np.ndarray]  # (n,) bool: the images with the verdict `class`, `unsure` or `unknown`
+    correct: np.ndarray  # (n,) bool: whether the most likely class is right, whatever the verdict
+    groups: np.ndarray | None  # (n,) int64: images of a group are correlated; None where each stands alone
 
     @classmethod
     def of(cls, answers: Outputs, threshold: float, limits: Thresholds) -> Verdicts:

@@ -33,16 +33,11 @@ class Batch:
     """Images to be labelled as the head says."""
 
     number: int
-    answers: dict[int, str]
-    """Image -> class."""
-    doubt: float
-    """Mean of 1 - p over the images, p being the calibrated probability of the class."""
-    known: tuple[int, int]
-    """Held-out answers that were as sure, and the wrong ones among them."""
-    sample: list[int]
-    """Images to verify first, drawn at random."""
-    verified: dict[int, bool] = field(default_factory=dict)
-    """Image of the sample -> whether the person agreed."""
+    answers: dict[int, str]  # image -> class
+    doubt: float  # mean of 1 - p over the images, p being the calibrated probability of the class
+    known: tuple[int, int]  # held-out answers that were as sure, and the wrong ones among them
+    sample: list[int]  # images to verify first, drawn at random
+    verified: dict[int, bool] = field(default_factory=dict)  # image of the sample -> whether the person agreed
 
     @property
     def wrong(self) -> int:

@@ -38,11 +38,9 @@ class Estimate:
 
     n: int
     correct: int
-    low: float
-    """Bounds of the 95 % interval (Clopper-Pearson), widened where near duplicates are among the images."""
+    low: float  # bounds of the 95 % interval (Clopper-Pearson), widened where near duplicates are among the images
     high: float
-    most_frequent: int
-    """Images of the most frequent class among them: always answering it has this many right."""
+    most_frequent: int  # images of the most frequent class among them: always answering it has this many right
 
     @property
     def accuracy(self) -> float:
@@ -68,8 +66,7 @@ class Audit:
     """The random order of a folder, and the part of it that is reserved to measure accuracy."""
 
     paths: Sequence[str]
-    order: np.ndarray = field(init=False)
-    """(n,) int64: all images; the reserved ones come first."""
+    order: np.ndarray = field(init=False)  # (n,) int64: all images; the reserved ones come first
     reserved: list[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -35,12 +35,10 @@ BIAS = 0.5  # the constant feature: at this length the bias is hardly penalized
 class Head:
     """A solved head."""
 
-    weight: np.ndarray
-    """(width + 1, classes) float32, the bias in the last row."""
+    weight: np.ndarray  # (width + 1, classes) float32, the bias in the last row
     penalty: float
     temperature: float
-    held_out: np.ndarray
-    """(n, classes) float32: logits of each labelled image by a head that has not seen its group."""
+    held_out: np.ndarray  # (n, classes) float32: logits of each labelled image by a head that has not seen its group
 
     @property
     def held_out_probabilities(self) -> np.ndarray:

@@ -34,10 +34,8 @@ SKIPPED = "skipped"
 class Answer:
     """A label for an image."""
 
-    path: str
-    """Relative to the folder, with forward slashes."""
-    label: str | None
-    """A class, UNKNOWN, or None: the image has no label."""
+    path: str  # relative to the folder, with forward slashes
+    label: str | None  # a class, UNKNOWN, or None: the image has no label
     provenance: str = HUMAN
 
 
@@ -45,15 +43,11 @@ class Answer:
 class Label:
     """The current label of an image."""
 
-    label: str
-    """A class, or UNKNOWN."""
+    label: str  # a class, or UNKNOWN
     provenance: str
-    time: str
-    """UTC, ISO 8601."""
-    record: int
-    """Number of the record that gave it."""
-    confirmed: bool = False
-    """Whether a person gave the label that the image had already."""
+    time: str  # UTC, ISO 8601
+    record: int  # number of the record that gave it
+    confirmed: bool = False  # whether a person gave the label that the image had already
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,8 @@ class Record:
 
     time: str
     answers: tuple[Answer, ...]
-    classes: tuple[str, ...] = ()
-    """New classes, which may have no image yet."""
-    undoes: int | None = None
-    """Number of the record that this one takes back."""
+    classes: tuple[str, ...] = ()  # new classes, which may have no image yet
+    undoes: int | None = None  # number of the record that this one takes back
 
 
 @dataclass

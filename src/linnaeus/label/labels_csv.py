@@ -35,10 +35,8 @@ class LabelStore:
     folder: Path
     csv: Path
     journal: Journal
-    problem: str = ""
-    """Why the files do not hold what the journal holds; empty if they do."""
-    _written: tuple[int, ...] | None = None
-    """Version of the file as this process has written it; None: unknown."""
+    problem: str = ""  # why the files do not hold what the journal holds; empty if they do
+    _written: tuple[int, ...] | None = None  # version of the file as this process has written it; None: unknown
 
     @classmethod
     def open(cls, folder: Path, csv_file: Path) -> LabelStore:

@@ -53,8 +53,7 @@ class Suspect:
 
     image: int
     label: str
-    suggested: str
-    """The class of the held-out answer, and its probability."""
+    suggested: str  # the class of the held-out answer, and its probability
     probability: float
 
 
@@ -106,8 +105,7 @@ class LearnedHead:
     head: Head
     classes: tuple[str, ...]
     learner: Learner
-    mean: np.ndarray
-    """The mean of the features when the head was solved."""
+    mean: np.ndarray  # the mean of the features when the head was solved
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """(k,) images with features -> (k, classes) float64."""

@@ -38,8 +38,7 @@ class Question:
     """An image to ask about."""
 
     image: int
-    reason: str
-    """random: a reserved image; margin, diverse, file; or first: in the random order of the others."""
+    reason: str  # random: a reserved image; margin, diverse, file; or first: in the random order of the others
 
 
 @dataclass(frozen=True)
@@ -105,12 +104,9 @@ class SelectionContext:
     """What is known when questions are chosen."""
 
     labels: Mapping[str, Label]
-    excluded: Set[int]
-    """Images that must not be asked about: shown already, skipped, unreadable."""
-    actions: int
-    """Number of the question among all."""
-    previous: int | None = None
-    """The image before, which the next should not resemble."""
+    excluded: Set[int]  # images that must not be asked about: shown already, skipped, unreadable
+    actions: int  # number of the question among all
+    previous: int | None = None  # the image before, which the next should not resemble
 
 
 @dataclass

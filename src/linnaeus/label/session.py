@@ -59,8 +59,7 @@ class Session:
     _work: threading.Event = field(default_factory=threading.Event)
     _stop: bool = False
     _thread: threading.Thread | None = None
-    _answered: int | None = None
-    """The image that was answered last."""
+    _answered: int | None = None  # the image that was answered last
 
     def __post_init__(self) -> None:
         self.selection = Selection(self.order, self.learner)

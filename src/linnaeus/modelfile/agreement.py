@@ -16,8 +16,7 @@ FEW = 100  # on fewer images a share of 99 % only means that none differed, and 
 class Agreement:
     """The share of n images on which an export and its original give the same class."""
 
-    share: float
-    """The smaller one of resized and of full-size images, in 0..1."""
+    share: float  # the smaller one of resized and of full-size images, in 0..1
     n: int
 
     @classmethod

@@ -22,25 +22,19 @@ class Choice:
     """The file that predicts fastest."""
 
     path: Path
-    reason: str
-    """A line that says why; empty where there was no choice."""
-    passed_over: list[str]
-    """A line for each export that is not used, with the reason."""
+    reason: str  # a line that says why; empty where there was no choice
+    passed_over: list[str]  # a line for each export that is not used, with the reason
 
 
 @dataclass(frozen=True)
 class Verified:
     """What the gate found of an export that it let pass."""
 
-    kind: str
-    """A key of `KINDS`."""
-    model_digest: str
-    """The model that it was made from."""
-    speed: dict[str, float]
-    """Speedup by batch size."""
+    kind: str  # a key of `KINDS`
+    model_digest: str  # the model that it was made from
+    speed: dict[str, float]  # speedup by batch size
     agreement: Agreement | None = None
-    gate: float | None = None
-    """The smallest agreement that was accepted, in 0..1."""
+    gate: float | None = None  # the smallest agreement that was accepted, in 0..1
 
 
 def note(file: Path, digest: str, verified: Verified) -> None:

@@ -58,11 +58,9 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Executor:
     """A way to run frozen stages: (N, …) on the device -> float32 output at the cut, without gradients."""
 
-    name: str
-    """`network`, `plain`, `fused`, `onnxruntime`, `bf16` or `int8`."""
+    name: str  # `network`, `plain`, `fused`, `onnxruntime`, `bf16` or `int8`
     run: Callable[[Tensor], Tensor]
-    seconds: float
-    """Measured time per image."""
+    seconds: float  # measured time per image
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():  # not inference_mode: the stages above save this output for their backward pass

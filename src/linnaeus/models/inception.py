@@ -39,14 +39,11 @@ class Widths:
     """Output channels of the convolutions of one Inception module: the columns of table 1, in its order."""
 
     conv1x1: int
-    reduce3x3: int
-    """Channels to which a 1x1 convolution reduces the input of the 3x3 convolution."""
+    reduce3x3: int  # channels to which a 1x1 convolution reduces the input of the 3x3 convolution
     conv3x3: int
-    reduce5x5: int
-    """Channels to which a 1x1 convolution reduces the input of the 5x5 convolution."""
+    reduce5x5: int  # channels to which a 1x1 convolution reduces the input of the 5x5 convolution
     conv5x5: int
-    pool_proj: int
-    """Channels of the 1x1 convolution after the pooling."""
+    pool_proj: int  # channels of the 1x1 convolution after the pooling
 
     @property
     def total(self) -> int:

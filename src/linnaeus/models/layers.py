@@ -33,12 +33,9 @@ class Cost:
 
     classes: int
     channels: int
-    size: int
-    """Side of the image in pixels."""
-    millions: float
-    """Millions of parameters."""
-    billions: float
-    """Billions of multiply-adds."""
+    size: int  # side of the image in pixels
+    millions: float  # millions of parameters
+    billions: float  # billions of multiply-adds
 
 
 COSTS: dict[str, Cost] = {
@@ -69,20 +66,15 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 class Layer:
     """One layer of a network, for one image."""
 
-    name: str
-    """As in `named_modules()`: "layer1.0.conv1"."""
+    name: str  # as in `named_modules()`: "layer1.0.conv1"
     stage: str
-    kind: str
-    """Class of the module: "Conv2d", "BatchNorm2d", …"""
-    output: tuple[int, ...]
-    """Shape without the batch dimension: (C, H, W) or (C,)."""
-    kernel: tuple[int, ...]
-    """(height, width); empty if the layer has no kernel."""
+    kind: str  # class of the module: "Conv2d", "BatchNorm2d", …
+    output: tuple[int, ...]  # shape without the batch dimension: (C, H, W) or (C,)
+    kernel: tuple[int, ...]  # (height, width); empty if the layer has no kernel
     stride: tuple[int, ...]
     parameters: int
     multiply_adds: int
-    stage_output: tuple[int, ...] = ()
-    """Output shape of the whole stage, which may end in several parallel layers."""
+    stage_output: tuple[int, ...] = ()  # output shape of the whole stage, which may end in several parallel layers
 
 
 def layer_table(network: Network, size: int | None = None) -> list[Layer]:

@@ -31,8 +31,7 @@ class Pair:
 class DiagonalHessian:
     """An estimate of the diagonals of the Hessians, up to a factor that the newest pair of the history gives."""
 
-    unpenalized: Tensor
-    """(P, classes, d + 1)"""
+    unpenalized: Tensor  # (P, classes, d + 1)
     penalty: float
 
     def divide(self, result: Tensor, newest: Pair | None) -> Tensor:

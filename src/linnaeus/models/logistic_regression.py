@@ -157,8 +157,7 @@ def _in_windows(z: Tensor, y: Tensor, w: Tensor, class_weights: Tensor | None) -
 class Solution:
     """Solutions of all problems, and what is known of the curvature of their objectives."""
 
-    values: Tensor
-    """(P, classes, d + 1)"""
+    values: Tensor  # (P, classes, d + 1)
     penalty: float
     history: deque[Pair]
 

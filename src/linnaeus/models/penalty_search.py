@@ -26,14 +26,10 @@ FIRST_FIT = 10  # passes expected of a fit before any has ended
 class Folds:
     """Some of the folds: the samples of each are predicted by a probe that learns from those of all other folds."""
 
-    problems: Problems
-    """The folds are solved as one problem, so that a single matrix product serves all of them."""
-    rows: Tensor
-    """(m,) ascending: the samples of these folds."""
-    problem_of: Tensor
-    """(m,): index of the problem whose solution predicts each."""
-    held_out: Tensor
-    """(m,): weights of the samples in the held-out loss, which sum to 1."""
+    problems: Problems  # the folds are solved as one problem, so that a single matrix product serves all of them
+    rows: Tensor  # (m,) ascending: the samples of these folds
+    problem_of: Tensor  # (m,): index of the problem whose solution predicts each
+    held_out: Tensor  # (m,): weights of the samples in the held-out loss, which sum to 1
 
     @classmethod
     def of(cls, problem: Problems, fold: Tensor, numbers: range, progress: SearchProgress) -> Folds:
@@ -75,10 +71,8 @@ class Candidate:
     """A penalty with the solutions of the folds."""
 
     penalty: float
-    loss: float
-    """Held-out cross-entropy in nats."""
-    solution: Tensor
-    """(folds, classes, d + 1)"""
+    loss: float  # held-out cross-entropy in nats
+    solution: Tensor  # (folds, classes, d + 1)
 
     def decades(self, penalty: float) -> float:
         """The distance to another penalty on a logarithmic scale, positive for a stronger one."""

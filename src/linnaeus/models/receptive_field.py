@@ -23,12 +23,9 @@ IDENTITY: Line = (0.0, 1.0)
 class Centers:
     """Centers of the receptive fields of a network's feature maps, by the size of the map."""
 
-    rows: dict[int, Line]
-    """Height of a map -> where its rows are centered."""
-    columns: dict[int, Line]
-    """Width of a map -> where its columns are centered."""
-    sizes: dict[str, tuple[int, int]]
-    """Stage -> height and width of its map, for the stages that have one."""
+    rows: dict[int, Line]  # height of a map -> where its rows are centered
+    columns: dict[int, Line]  # width of a map -> where its columns are centered
+    sizes: dict[str, tuple[int, int]]  # stage -> height and width of its map, for the stages that have one
 
 
 _known: WeakKeyDictionary[Network, dict[tuple[int, int], Centers]] = WeakKeyDictionary()

@@ -48,10 +48,8 @@ larger ones that were trained on more images. All have licenses that permit any 
 class Backbone:
     """A pretrained network."""
 
-    model: str
-    """As `model.name` in a recipe."""
-    weights: str
-    """As `model.weights` in a recipe: a name, `pretrained`, or a file."""
+    model: str  # as `model.name` in a recipe
+    weights: str  # as `model.weights` in a recipe: a name, `pretrained`, or a file
 
     @property
     def arguments(self) -> str:
@@ -63,8 +61,7 @@ class Backbone:
 class Candidate:
     """One backbone, or several whose features are concatenated for one head."""
 
-    name: str
-    """As the user wrote it."""
+    name: str  # as the user wrote it
     backbones: tuple[Backbone, ...]
 
     @property
@@ -79,8 +76,7 @@ class Candidates:
     """What is to be compared."""
 
     chosen: tuple[Candidate, ...]
-    notes: tuple[str, ...]
-    """What `auto` left out, and what was named twice."""
+    notes: tuple[str, ...]  # what `auto` left out, and what was named twice
 
 
 def parse_backbones(text: str, local: Mapping[str, str], device: str, option: str = "--backbones") -> Candidates:

@@ -29,8 +29,7 @@ class Result:
     candidate: Candidate
     answers: HeldOutAnswers
     cost: Cost
-    license: str
-    """License of the weights, `unknown` without one; of several joined with " + "."""
+    license: str  # license of the weights, `unknown` without one; of several joined with " + "
 
     @property
     def name(self) -> str:

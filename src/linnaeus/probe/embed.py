@@ -42,10 +42,8 @@ class Embedded:
 
     path: Path
     images: int
-    width: int
-    """Features per image."""
-    left_out: list[tuple[str, str]]
-    """(sample id, reason) of the images that cannot be read."""
+    width: int  # features per image
+    left_out: list[tuple[str, str]]  # (sample id, reason) of the images that cannot be read
 
 
 def embed(

@@ -34,12 +34,9 @@ points to each side. Below, training and validation images are evaluated by cros
 class HeldOutAnswers:
     """Which images the head of a candidate classified correctly without having seen them."""
 
-    indices: np.ndarray
-    """(n,) int64: their table indices, ascending."""
-    correct: np.ndarray
-    """(n,) bool"""
-    width: int
-    """Features per image."""
+    indices: np.ndarray  # (n,) int64: their table indices, ascending
+    correct: np.ndarray  # (n,) bool
+    width: int  # features per image
     penalty: float
 
     def at(self, indices: np.ndarray) -> np.ndarray:

@@ -35,12 +35,9 @@ class Cost:
     """What one image costs, and how large the model is."""
 
     parameters: int
-    multiply_adds: int | None
-    """Of convolutions and linear layers; None where the network cannot be traced."""
-    seconds: float
-    """Measured time of the network for one image on this machine, without decoding."""
-    model_bytes: int
-    """Of the weights in float32, as a model file holds them."""
+    multiply_adds: int | None  # of convolutions and linear layers; None where the network cannot be traced
+    seconds: float  # measured time of the network for one image on this machine, without decoding
+    model_bytes: int  # of the weights in float32, as a model file holds them
 
     def __add__(self, other: Cost) -> Cost:
         adds = None
@@ -59,12 +56,9 @@ class StoredFeatures:
     """The features of the readable images of a table, one store for each of its splits."""
 
     parts: tuple[Rows, ...]
-    indices: np.ndarray
-    """(n,) int64: the table index of each image, in the order of the parts."""
-    width: int
-    """Features per image."""
-    left_out: list[tuple[str, str]]
-    """(sample id, reason) of the images that cannot be read."""
+    indices: np.ndarray  # (n,) int64: the table index of each image, in the order of the parts
+    width: int  # features per image
+    left_out: list[tuple[str, str]]  # (sample id, reason) of the images that cannot be read
 
     def read(self, out: Tensor) -> None:
         """Write the features of all images into `out` (n, width) float32."""
@@ -87,8 +81,7 @@ class FeatureExtractor:
     device: torch.device
     console: Console
     group: ProcessGroup = SINGLE_PROCESS
-    engine: Engine | None = None
-    """The precision of training; None: float32."""
+    engine: Engine | None = None  # the precision of training; None: float32
 
     def frozen(self, network: Network, preprocessing: Preprocessing) -> FrozenStages:
         """The frozen stages of a network, which is moved to the device."""

@@ -46,13 +46,10 @@ SPLITS = ("train", "valid")  # the test images are not looked at: they measure t
 class Probe:
     """The result of a probe."""
 
-    path: Path
-    """The folder of probe.json, probe.csv and probe.png."""
+    path: Path  # the folder of probe.json, probe.csv and probe.png
     comparison: Comparison
-    command: str | None
-    """The `linnaeus train` command for the recommended backbone."""
-    protocol: str
-    """How accuracy was measured, in words."""
+    command: str | None  # the `linnaeus train` command for the recommended backbone
+    protocol: str  # how accuracy was measured, in words
 
 
 def probe(

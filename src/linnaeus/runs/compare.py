@@ -80,8 +80,7 @@ class RunFigures:
     loss: float
     ece: float
     seconds: float
-    labels: MeasuredLabels | None = None
-    """Where images may have several labels."""
+    labels: MeasuredLabels | None = None  # where images may have several labels
 
     @property
     def accuracy(self) -> float:
@@ -105,10 +104,8 @@ class Comparison:
     split: str
     rows: list[RunFigures]
     pairs: dict[tuple[int, int], McNemar]
-    corrected: list[float]
-    """p-value of each pair, corrected for the number of pairs."""
-    recipes: dict[str, list[str]]
-    """Recipe keys whose values differ -> the value in each run."""
+    corrected: list[float]  # p-value of each pair, corrected for the number of pairs
+    recipes: dict[str, list[str]]  # recipe keys whose values differ -> the value in each run
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -28,12 +28,9 @@ class LabelPredictionRow:
 
     sample: str
     split: str
-    true: tuple[str, ...]
-    """Names of the classes."""
-    predicted: tuple[str, ...]
-    """The labels whose probability reaches their threshold."""
-    probabilities: np.ndarray
-    """(classes,) calibrated."""
+    true: tuple[str, ...]  # names of the classes
+    predicted: tuple[str, ...]  # the labels whose probability reaches their threshold
+    probabilities: np.ndarray  # (classes,) calibrated
     group: str = ""
 
     @property

@@ -14,16 +14,11 @@ METRICS = {"balanced_accuracy": "balanced accuracy", "loss": "log loss", "map": 
 class ModelSelection:
     """What chose the model of a run, in words for terminal, report and model card."""
 
-    by: str
-    """The validation metric that selects among epochs: `accuracy`, `balanced_accuracy`, `loss` or `map`."""
-    phase: int
-    """Phase of the kept model, from 1."""
-    epoch: int
-    """From 1, inside the phase."""
-    epochs: int
-    """Number of models that were compared on validation: the epochs, and 1 for each solved head."""
-    solved: bool
-    """Whether the phase of the kept model solved its head (`head = "auto"`)."""
+    by: str  # the validation metric that selects among epochs: `accuracy`, `balanced_accuracy`, `loss` or `map`
+    phase: int  # phase of the kept model, from 1
+    epoch: int  # from 1, inside the phase
+    epochs: int  # number of models that were compared on validation: the epochs, and 1 for each solved head
+    solved: bool  # whether the phase of the kept model solved its head (`head = "auto"`)
 
     @classmethod
     def of(cls, recipe: Mapping[str, Any], best: Mapping[str, Any], epochs: int) -> ModelSelection:

@@ -47,14 +47,10 @@ AnyRow = TypeVar("AnyRow", PredictionRow, LabelPredictionRow)
 class RecordedCheck:
     """The contents of check.json, or of check-labels.json."""
 
-    findings: list[dict[str, Any]]
-    """Each is {"kind", "severity", "paths", "classes", "detail"}."""
-    notes: list[str]
-    """Checks that were skipped, with the reason, and how labels were checked."""
-    labels: int = 0
-    """Number of labels that check-labels.json is about."""
-    damaged: bool = False
-    """Whether a file could not be read; a note says which."""
+    findings: list[dict[str, Any]]  # each is {"kind", "severity", "paths", "classes", "detail"}
+    notes: list[str]  # checks that were skipped, with the reason, and how labels were checked
+    labels: int = 0  # number of labels that check-labels.json is about
+    damaged: bool = False  # whether a file could not be read; a note says which
 
 
 @dataclass(frozen=True, eq=False)

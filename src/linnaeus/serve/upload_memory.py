@@ -70,10 +70,8 @@ class UploadReservation:
     memory: UploadMemory
     client: str
     size: int = 0
-    end: Callable[[], None] | None = None
-    """Ends the upload, while it is arriving; None when it is complete."""
-    ended: bool = False
-    """Whether the upload gave way to another."""
+    end: Callable[[], None] | None = None  # ends the upload, while it is arriving; None when it is complete
+    ended: bool = False  # whether the upload gave way to another
 
     def add(self, n: int) -> None:
         """Reserve n more bytes. Raises RefusedError (503) if there is no room for them."""

@@ -61,14 +61,10 @@ class StoreSpec:
 
     n: int
     shape: tuple[int, ...]
-    key: str
-    """Everything that the rows depend on, apart from rounding."""
-    made_by: str = ""
-    """The executor that computes the rows: an unfinished store of another executor is not continued."""
-    images: tuple[str, ...] = ()
-    """The stores of the images that the rows are of, by which `purge` finds them."""
-    exact: bool = False
-    """Whether the rows are float32 in any case."""
+    key: str  # everything that the rows depend on, apart from rounding
+    made_by: str = ""  # the executor that computes the rows: an unfinished store of another executor is not continued
+    images: tuple[str, ...] = ()  # the stores of the images that the rows are of, by which `purge` finds them
+    exact: bool = False  # whether the rows are float32 in any case
 
     @property
     def name(self) -> str:

@@ -41,14 +41,10 @@ SMALLEST = 64  # pixels: below this the last stage of a network with stride 32 h
 class Embeddings:
     """Pooled features of the readable images of a table."""
 
-    values: np.ndarray
-    """(k, features) float32"""
-    indices: np.ndarray
-    """(k,) int64: the table index of each image, ascending"""
-    weights: str
-    """Name of the pretrained weights"""
-    images: tuple[str, ...] = ()
-    """The stores of the images, where they were computed just now"""
+    values: np.ndarray  # (k, features) float32
+    indices: np.ndarray  # (k,) int64: the table index of each image, ascending
+    weights: str  # name of the pretrained weights
+    images: tuple[str, ...] = ()  # the stores of the images, where they were computed just now
 
 
 def default_weights() -> str | None:

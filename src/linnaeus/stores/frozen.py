@@ -52,8 +52,7 @@ class _CutRows:
     samples: Samples
     prepare: Prepare
     executor: Executor
-    batch: int
-    """Samples per process at a time."""
+    batch: int  # samples per process at a time
     device: torch.device
 
     def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Generator[Tensor, None, None]:

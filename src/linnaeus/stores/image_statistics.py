@@ -52,8 +52,7 @@ IN_MEMORY = np.dtype([(name, STATISTICS[name]) for name in STATISTICS.names or (
 class ReadFailure:
     """Why an image could not be read."""
 
-    kind: str
-    """As in UnreadableError: truncated, empty, too-large or unreadable."""
+    kind: str  # as in UnreadableError: truncated, empty, too-large or unreadable
     reason: str
 
 
@@ -94,10 +93,8 @@ class StatisticsFile:
 class ImageStatistics:
     """Statistics of the n images of a table."""
 
-    rows: np.ndarray
-    """(n,) of STATISTICS, or of IN_MEMORY if the rest is in `file`."""
-    failed: Mapping[int, ReadFailure]
-    """Sample -> why it could not be read."""
+    rows: np.ndarray  # (n,) of STATISTICS, or of IN_MEMORY if the rest is in `file`
+    failed: Mapping[int, ReadFailure]  # sample -> why it could not be read
     file: StatisticsFile | None = None
 
     def __len__(self) -> int:

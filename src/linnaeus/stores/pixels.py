@@ -79,8 +79,7 @@ class _EarlierStore:
     """A store of the cache that has some of the wanted rows."""
 
     store: PixelStore
-    positions: np.ndarray
-    """(n,) int64: the position in the store of each wanted row, or -1"""
+    positions: np.ndarray  # (n,) int64: the position in the store of each wanted row, or -1
     name: str
 
     def get(self, k: int) -> Row | None:

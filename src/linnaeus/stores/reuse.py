@@ -38,8 +38,7 @@ class PartlyStored:
     """Takes rows over from an earlier store, and computes those that it lacks; a `RowSource` of one process."""
 
     earlier: ActivationStore
-    positions: np.ndarray
-    """(n,) int64: the row of the earlier store, or -1"""
+    positions: np.ndarray  # (n,) int64: the row of the earlier store, or -1
     missing: Computation
 
     def batches(self, start: int, rank: int = 0, world_size: int = 1) -> Generator[Tensor, None, None]:

@@ -107,14 +107,10 @@ def _has_entries(folder: Path) -> bool:
 class DecodedSplit:
     """The images of a split, decoded once."""
 
-    store: PixelStore | StreamedRows
-    """All images of the split; the unreadable ones have no pixels."""
-    readable: np.ndarray
-    """(k,) int64: the rows of the store that could be read, ascending"""
-    indices: np.ndarray
-    """(k,) int64: their indices in the table"""
-    left_out: list[tuple[str, str]]
-    """(sample id, reason) of the unreadable images"""
+    store: PixelStore | StreamedRows  # all images of the split; the unreadable ones have no pixels
+    readable: np.ndarray  # (k,) int64: the rows of the store that could be read, ascending
+    indices: np.ndarray  # (k,) int64: their indices in the table
+    left_out: list[tuple[str, str]]  # (sample id, reason) of the unreadable images
 
     @property
     def rows(self) -> Rows:

@@ -166,8 +166,7 @@ class _Worker:
 
     source: str | Path
     base: Recipe
-    fingerprint: str
-    """Of the images that the sweep began with."""
+    fingerprint: str  # of the images that the sweep began with
     study: Study
     folder: SweepFolder
     device: str

@@ -90,8 +90,7 @@ class ClaimedTrial:
 
     handle: optuna.trial.Trial
     lock: BaseFileLock
-    same_as: optuna.trial.FrozenTrial | None
-    """A finished trial with the same parameters."""
+    same_as: optuna.trial.FrozenTrial | None  # a finished trial with the same parameters
 
     @property
     def number(self) -> int:

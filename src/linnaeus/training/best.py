@@ -14,16 +14,11 @@ from linnaeus.models import Network
 class Best:
     """The best model over all phases so far, and the validation metrics that chose it."""
 
-    by: str
-    """The metric that decides: `accuracy`, `balanced_accuracy`, `loss` or `map`."""
-    figures: Headline | None = None
-    """Validation metrics; None before the first epoch."""
-    phase: int = 0
-    """From 1."""
-    epoch: int = 0
-    """From 1, inside the phase."""
-    state: dict[str, Tensor] = field(default_factory=dict)
-    """The tensors of the network."""
+    by: str  # the metric that decides: `accuracy`, `balanced_accuracy`, `loss` or `map`
+    figures: Headline | None = None  # validation metrics; None before the first epoch
+    phase: int = 0  # from 1
+    epoch: int = 0  # from 1, inside the phase
+    state: dict[str, Tensor] = field(default_factory=dict)  # the tensors of the network
 
     def __repr__(self) -> str:
         """Without the tensors, which would fill the screen."""

@@ -47,15 +47,11 @@ MIN_INTERVAL = 10.0  # shortest time between two checkpoints with --checkpoint-e
 class Checkpoint:
     """Progress of a run."""
 
-    phase: int
-    """The current phase, from 1; the number of phases plus one after the last."""
-    fit: Snapshot | None
-    """State inside the phase; None before its first step."""
+    phase: int  # the current phase, from 1; the number of phases plus one after the last
+    fit: Snapshot | None  # state inside the phase; None before its first step
     best: Best
-    rows: list[Row]
-    """History so far."""
-    seconds: dict[str, float]
-    """Durations so far, by part of the run."""
+    rows: list[Row]  # history so far
+    seconds: dict[str, float]  # durations so far, by part of the run
 
     def __str__(self) -> str:
         if self.fit is None:

@@ -20,8 +20,7 @@ class Stream:
 
     batches: Batches
     prepare: Callable[[Batch, int], Tensor]
-    unseen: np.ndarray | None = None
-    """(n,) bool: the samples that measure the network; None: all."""
+    unseen: np.ndarray | None = None  # (n,) bool: the samples that measure the network; None: all
 
 
 class TrainablePart(nn.Module):

@@ -32,23 +32,17 @@ class Snapshot:
 class FitState:
     """Everything that changes from step to step in fit()."""
 
-    net: torch.nn.Module
-    """The trained module, whose `model` is the Network."""
+    net: torch.nn.Module  # the trained module, whose `model` is the Network
     optimizer: torch.optim.Optimizer
 
     schedule: Schedule
     average: MovingAverage | None
     engine: Engine
-    micro_batch: int | None
-    """Samples that go through the network at once in this process; None: the whole batch."""
-    epoch: int = 0
-    """Finished epochs of the phase."""
-    step: int = 0
-    """Finished steps of this epoch."""
-    since_best: int = 0
-    """Epochs since the best one, for early stopping."""
-    seconds: float = 0.0
-    """Duration of this epoch so far."""
+    micro_batch: int | None  # samples that go through the network at once in this process; None: the whole batch
+    epoch: int = 0  # finished epochs of the phase
+    step: int = 0  # finished steps of this epoch
+    since_best: int = 0  # epochs since the best one, for early stopping
+    seconds: float = 0.0  # duration of this epoch so far
     totals: EpochTotals = field(init=False)
     _parameters: list[torch.nn.Parameter] = field(init=False)
 

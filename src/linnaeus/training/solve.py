@@ -35,13 +35,10 @@ BATCH = 512  # images whose features are read at once
 class SolvedHead:
     """A linear head and its metrics on the training features."""
 
-    weight: Tensor
-    """(classes, features)"""
-    bias: Tensor
-    """(classes,)"""
+    weight: Tensor  # (classes, features)
+    bias: Tensor  # (classes,)
     train: Headline
-    trials: list[Trial]
-    """The penalties tried."""
+    trials: list[Trial]  # the penalties tried
 
 
 def solve_head(run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, engine: Engine, console: Console) -> Epoch:

@@ -67,10 +67,8 @@ class Streams:
     valid: Samples
     phases: list[Phase]
     seed: int
-    unseen: np.ndarray | None = None
-    """(n,) bool: the validation samples that choose the model; None: all."""
-    seen: bool = False
-    """Whether the initial weights were trained on some of the training images."""
+    unseen: np.ndarray | None = None  # (n,) bool: the validation samples that choose the model; None: all
+    seen: bool = False  # whether the initial weights were trained on some of the training images
 
     def __post_init__(self) -> None:
         self.device, self.group = self.frozen.device, self.frozen.group

@@ -45,8 +45,7 @@ class WebFolder:
     """What was written."""
 
     path: Path
-    sizes: dict[str, int]
-    """Bytes of each file."""
+    sizes: dict[str, int]  # bytes of each file
 
     @property
     def size(self) -> int:

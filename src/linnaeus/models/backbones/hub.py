@@ -57,8 +57,7 @@ class Repository:
     config: dict[str, Any]
     preprocessor: dict[str, Any] = field(default_factory=dict)
     license: str = ""
-    gated: bool = False
-    """Whether the authors ask for consent before a download."""
+    gated: bool = False  # whether the authors ask for consent before a download
 
 
 def endpoint() -> str:

@@ -33,26 +33,20 @@ class RemoteFile:
     """Weights on the hub, or one shard of them."""
 
     url: str
-    sha256: str
-    """Empty if the hub does not state it."""
-    file: str
-    """Its name in the local folder."""
+    sha256: str  # empty if the hub does not state it
+    file: str  # its name in the local folder
     size: int | None = None
-    token: str | None = None
-    """What the host of `url` has to be sent; None for other hosts."""
+    token: str | None = None  # what the host of `url` has to be sent; None for other hosts
 
 
 @dataclass(frozen=True)
 class RemoteShards:
     """Weights on the hub that are divided into several files."""
 
-    index: bytes
-    """Content of model.safetensors.index.json."""
+    index: bytes  # content of model.safetensors.index.json
     shards: tuple[RemoteFile, ...]
-    file: str
-    """The name of the whole in the local folder."""
-    sha256: str = ""
-    """Of the whole: the hub states only those of the shards."""
+    file: str  # the name of the whole in the local folder
+    sha256: str = ""  # of the whole: the hub states only those of the shards
 
 
 def weights_file(name: str, repo: str, key: str) -> RemoteFile | RemoteShards:

@@ -24,17 +24,12 @@ class GraphInfo:
     bytes: int
     input: str
     output: str
-    shape: list[int]
-    """Of the output for one image."""
+    shape: list[int]  # of the output for one image
     channels: int
-    layout: str
-    """NCHW or NHWC."""
-    size: int
-    """Side in pixels that the graph takes; 0: any."""
-    batch: int
-    """Images at once that the graph takes; 0: any number."""
-    half: bool
-    """Whether images are float16."""
+    layout: str  # NCHW or NHWC
+    size: int  # side in pixels that the graph takes; 0: any
+    batch: int  # images at once that the graph takes; 0: any number
+    half: bool  # whether images are float16
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

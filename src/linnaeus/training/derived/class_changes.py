@@ -77,15 +77,11 @@ def _describe(path: Path, before: Table, after: Table, changes: ClassChanges) ->
 class ClassChanges:
     """What becomes of the classes. Names may be class names or display names."""
 
-    rename: tuple[str, ...] = ()
-    """Each `A=B`."""
-    merge: tuple[str, ...] = ()
-    """Each `A,B=C`."""
+    rename: tuple[str, ...] = ()  # each `A=B`
+    merge: tuple[str, ...] = ()  # each `A,B=C`
     drop: tuple[str, ...] = ()
-    add: tuple[Path, ...] = ()
-    """Folders of images of one class each."""
-    name: tuple[str, ...] = ()
-    """The class of the images of each folder; by default, the names of the folders."""
+    add: tuple[Path, ...] = ()  # folders of images of one class each
+    name: tuple[str, ...] = ()  # the class of the images of each folder; by default, the names of the folders
 
     @property
     def added(self) -> list[tuple[Path, str]]:

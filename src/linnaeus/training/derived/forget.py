@@ -40,11 +40,9 @@ from linnaeus.training.setup.request import EarlierRun
 class Forgotten:
     """The images to forget: the union of these."""
 
-    images: str | None = None
-    """A file with the path of an image on each line, or `-` for standard input."""
+    images: str | None = None  # a file with the path of an image on each line, or `-` for standard input
     groups: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    """Class names or display names; an image with several labels counts for each."""
+    classes: tuple[str, ...] = ()  # class names or display names; an image with several labels counts for each
 
 
 def chosen_images(run: SolvedRun, chosen: Forgotten) -> np.ndarray:

@@ -39,13 +39,10 @@ class SolvedRun:
     """A finished run whose images and recipe are known, so that its head can be solved again on other images."""
 
     path: Path
-    model: ModelFile
-    """The header of the model file."""
+    model: ModelFile  # the header of the model file
     metrics: dict[str, Any]
-    recipe: Recipe
-    """For a table that has splits already."""
-    rows: Rows
-    """split.csv."""
+    recipe: Recipe  # for a table that has splits already
+    rows: Rows  # split.csv
 
     @classmethod
     def read(cls, path: Path, purpose: str) -> SolvedRun:

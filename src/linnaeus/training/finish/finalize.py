@@ -105,10 +105,8 @@ class TrainingOutcome:
     best: Best
     interrupted: bool
     timings: Timings
-    draw: bool
-    """Whether to make plots and report."""
-    streams: Streams
-    """The data of the phases, with the stored features of the training images."""
+    draw: bool  # whether to make plots and report
+    streams: Streams  # the data of the phases, with the stored features of the training images
 
 
 def finalize(prepared: Prepared, recorder: RunRecorder, outcome: TrainingOutcome) -> Run:

@@ -36,16 +36,11 @@ BATCH = 32  # more at once take more memory and more time an image
 class TrainingFeatures:
     """What the head of the final network sees of a sample of the training images."""
 
-    values: np.ndarray
-    """(n, features) float32"""
-    labels: np.ndarray
-    """(n,) int64"""
-    trained: bool
-    """Whether the stages that compute them were trained on these images, in this run or before."""
-    images: np.ndarray
-    """(n,): the images, as indices of the training samples."""
-    groups: np.ndarray | None
-    """(n,): images of a group belong together; None where each stands alone."""
+    values: np.ndarray  # (n, features) float32
+    labels: np.ndarray  # (n,) int64
+    trained: bool  # whether the stages that compute them were trained on these images, in this run or before
+    images: np.ndarray  # (n,): the images, as indices of the training samples
+    groups: np.ndarray | None  # (n,): images of a group belong together; None where each stands alone
 
 
 def training_features(prepared: Prepared, network: Network, streams: Streams) -> TrainingFeatures | None:
@@ -109,10 +104,8 @@ class FittedDetector:
     detector: UnknownDetector
     left_out: LeftOut | None
     trained_features: bool
-    accepted: dict[str, tuple[int, int]]
-    """Split -> (images that are accepted, images); validation chose the thresholds."""
-    classes: tuple[str, ...]
-    """The classes of the model."""
+    accepted: dict[str, tuple[int, int]]  # split -> (images that are accepted, images); validation chose the thresholds
+    classes: tuple[str, ...]  # the classes of the model
 
     @property
     def thresholds(self) -> Thresholds:

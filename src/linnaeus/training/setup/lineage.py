@@ -20,10 +20,8 @@ class Lineage:
     """The images that the initial weights of a run were trained on, and which of its own are among them."""
 
     weights: str
-    contents: np.ndarray
-    """(k,) uint64: the content hashes of all that are known."""
-    trained: np.ndarray | None
-    """(n,) bool, by the table of the run; None where none is known."""
+    contents: np.ndarray  # (k,) uint64: the content hashes of all that are known
+    trained: np.ndarray | None  # (n,) bool, by the table of the run; None where none is known
 
     @classmethod
     def of(cls, recipe: Recipe, table: Table) -> Lineage:

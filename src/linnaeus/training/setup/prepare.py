@@ -60,26 +60,19 @@ class Plan:
 class Prepared:
     """A run before its first step."""
 
-    recipe: Recipe
-    """As requested; for a resumed run with the values tuned before."""
-    table: Table
-    """Every sample has a split."""
+    recipe: Recipe  # as requested; for a resumed run with the values tuned before
+    table: Table  # every sample has a split
     network: Network
     preprocessing: Preprocessing
-    samples: dict[str, Samples]
-    """The readable images by split."""
-    unreadable: int
-    """Number of images left out."""
-    inspection: Inspection
-    """Problems of the data; empty on ranks above 0."""
+    samples: dict[str, Samples]  # the readable images by split
+    unreadable: int  # number of images left out
+    inspection: Inspection  # problems of the data; empty on ranks above 0
     identity: Identity
     folder: RunFolder
     engine: Engine
     console: Console
-    membership: Membership
-    """The content of all images, by split."""
-    changes: RunChanges | None = None
-    """How the run differs from the one that it is derived from."""
+    membership: Membership  # the content of all images, by split
+    changes: RunChanges | None = None  # how the run differs from the one that it is derived from
 
     @cached_property
     def unseen(self) -> dict[str, np.ndarray]:

@@ -21,8 +21,7 @@ class CompilationTrial:
     """Whether to compile, and why."""
 
     chosen: bool
-    reason: str = ""
-    """For a message; empty where nothing was measured."""
+    reason: str = ""  # for a message; empty where nothing was measured
 
 
 def choose_compilation(run: PhaseRun, engine: Engine, longest: float) -> CompilationTrial:

@@ -35,14 +35,10 @@ TINY = 1e-12
 class RangeTest:
     """The learning rates that were tried, the loss at each step, and the rate that was chosen."""
 
-    rates: np.ndarray
-    """(steps,) learning rates of the last stage that trains, ascending."""
-    losses: np.ndarray
-    """(steps,) mean training loss of each batch, in nats, before the step with that rate."""
-    exact: float
-    """The rate by the rule; a continuous function of the losses."""
-    reason: str
-    """How the rate was chosen, for messages."""
+    rates: np.ndarray  # (steps,) learning rates of the last stage that trains, ascending
+    losses: np.ndarray  # (steps,) mean training loss of each batch, in nats, before the step with that rate
+    exact: float  # the rate by the rule; a continuous function of the losses
+    reason: str  # how the rate was chosen, for messages
 
     @property
     def chosen(self) -> float:

@@ -34,8 +34,7 @@ class Tuning:
     engine: Engine
     recorder: Recorder
     console: Console
-    recipe: Recipe
-    """`precision` and `compile` may be `auto`: chosen for each phase."""
+    recipe: Recipe  # `precision` and `compile` may be `auto`: chosen for each phase
 
     def tune(self, run: PhaseRun, resumed: bool) -> Engine:
         """Complete `run`, and return the engine that trains it. `resumed`: the phase has trained some steps already."""
