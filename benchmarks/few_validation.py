@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from unknown import Features, torchvision
 
-from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.ood import choose_thresholds, distances
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import reference_vectors
 from linnaeus.metrics.stratification import stratified_folds
+from linnaeus.metrics.temperature import fit_temperature
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.training.finish.cross_validated import cross_validated_thresholds
 

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 from linnaeus.console import counted
-from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.ood import auroc, combined_scores, distances, false_positive_rate, unit
 from linnaeus.metrics.outputs import Outputs, softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
+from linnaeus.metrics.temperature import fit_temperature
 from linnaeus.modelfile.safetensors import model_path, read_model
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.probe.embed import embed

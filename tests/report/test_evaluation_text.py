@@ -9,10 +9,14 @@ import pytest
 
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import Calibration
-from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.label_assessment import assess_labels
+from linnaeus.metrics.label_calibration import LabelCalibration
+from linnaeus.metrics.outputs import Outputs, sigmoid
+from linnaeus.report import label_text
 from linnaeus.report.evaluation_text import NAME, render
 from linnaeus.text import align, percent, shorten, width
 from linnaeus.training.finish.evaluation import FinalEvaluation, certainty
+from linnaeus.training.finish.label_evaluation import LabelEvaluation
 
 
 def outputs(n: int, classes: int, occurring: int | None = None, seed: int = 0, skill: float = 3.0) -> Outputs:
@@ -93,7 +97,7 @@ def test_a_calibration_error_that_does_not_improve_is_explained(
 ):
     found = assess(outputs(60, 3), None)
     effect = replace(found.calibration, before={"ece": before}, after={"ece": after}, ece_by_chance=by_chance)
-    line = certainty(replace(found, calibration=effect), "test")
+    line = certainty(effect, "test")
     result = f"calibration error {percent(after)}, {percent(before)} before calibration (test)"
     assert line.startswith(result + words)
     assert words or line == result
@@ -172,6 +176,42 @@ def test_columns_with_wide_characters_are_aligned():
     assert shorten("玫瑰" * 20, NAME).endswith("…")
     assert width(shorten("玫瑰" * 20, NAME)) <= NAME
     assert shorten("rose", NAME) == "rose"
+
+
+def labels_of(n: int, sharpness: float, seed: int) -> Outputs:
+    """Logits of four labels, drawn with the probabilities that the logits times `sharpness` have."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(n, 4))
+    return Outputs(rng.random((n, 4)) < sigmoid(sharpness * logits), logits)
+
+
+def test_a_calibration_of_labels_that_does_not_help_is_explained():
+    """Fitted on validation images that are labelled otherwise than the test images."""
+    harmful = {"valid": labels_of(400, 0.1, 0), "test": labels_of(2000, 1.0, 1)}
+    evaluated = LabelEvaluation(harmful, list("abcd"), None)
+    line = next(line for line in evaluated.lines() if line.startswith("certainty"))
+    assert line.endswith("calibration did not help: read probabilities as a ranking, not as chances of being right")
+    alike = LabelEvaluation({"valid": labels_of(60, 1.0, 4)}, list("abcd"), None)
+    line = next(line for line in alike.lines() if line.startswith("certainty"))
+    assert "; no sign of miscalibration: on 60 images, chance alone explains up to " in line
+    text = label_text.render(alike.assessments["valid"], list("abcd"))
+    mean, p95 = (percent(error, 2) for error in alike.assessments["valid"].ece_by_chance)
+    assert f"would show an ECE of {mean} on average, and up to {p95} in 95 of 100 samples" in text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_figures_of_images_that_fitted_the_calibration_are_called_optimistic(several: bool):
+    said = "these images fitted the calibration: log loss and calibration error are optimistic here, and not below"
+    if several:
+        out = labels_of(100, 1.0, 0)
+        fitted = LabelCalibration.fit(out, "valid")
+        texts = [label_text.render(assess_labels(out, fitted, cross_fitted=own), list("abcd")) for own in (True, False)]
+    else:
+        out = outputs(100, 8)
+        stored = Calibration.fit(out, "valid", 1)
+        texts = [text_of(assess(out, stored, cross_fitted=own), 8) for own in (True, False)]
+        assert said not in text_of(assess(out, None), 8)  # its figures are not calibrated
+    assert [said in text for text in texts] == [True, False]
 
 
 def test_a_calibration_error_that_counts_copies_says_so():

@@ -31,6 +31,7 @@ from linnaeus.report.page import write_report
 from linnaeus.runs.reader import label_lines, read_run
 from linnaeus.stores.pixelstore import PixelStore
 from linnaeus.stores.samples import decode_split
+from linnaeus.text import typeset_percent
 from linnaeus.theme import style_sheet
 
 EVIL = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"'&"
@@ -71,6 +72,19 @@ def test_the_figures_of_the_run_are_on_its_page(run: Path):
     assert "70 s in total" in page
     assert 'name = "mini_resnet"' in unescape(page)
     assert re.search(r"玫瑰</b>.*?6</span>.*?3</span>.*?4</span>", page, re.DOTALL), "counts of a class by split"
+
+
+def test_figures_of_validation_are_also_given_cross_fitted(run: Path):
+    """The table's are of the images that fitted the temperature; the section on trust shows the test images."""
+    effect = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["valid"]["calibration"]
+    assert effect["cross_fitted"]
+    loss, brier, ece = (effect["after"][name] for name in ("loss", "brier", "ece"))
+    words = f"log loss {loss:.3f}, Brier score {brier:.3f}, calibration error {typeset_percent(ece, 1)}"
+    assert f"what other images fitted (cross-fitted), they have {words}." in page_of(run)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics["valid"]["calibration"]["cross_fitted"] = False
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert "(cross-fitted), they have" not in page_of(run)
 
 
 def test_the_page_names_the_precisions_beside_the_hardware(tmp_path: Path):

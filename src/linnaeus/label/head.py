@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.linalg import lapack
 
-from linnaeus.metrics.calibration import fit_temperature
 from linnaeus.metrics.outputs import Outputs, softmax
+from linnaeus.metrics.temperature import fit_temperature
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, for features of length 1 after centering
 

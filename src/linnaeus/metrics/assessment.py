@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from linnaeus.metrics.abstention import AbstentionRule, OperatingPoint
-from linnaeus.metrics.bootstrap import RESAMPLES, WeightedSample
-from linnaeus.metrics.calibration import Calibration, cross_fit, fit_temperature, reliability_diagram
+from linnaeus.metrics.bootstrap import ece_by_chance
+from linnaeus.metrics.calibration import Calibration, reliability_diagram
 from linnaeus.metrics.classification import Metrics, class_dicts, compute_metrics, point_estimates
 from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.mcnemar import McNemar
 from linnaeus.metrics.ood import Thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import aurc, choose_thresholds, risk_coverage_curve
+from linnaeus.metrics.temperature import cross_fit, fit_temperature
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _calibration_effect(
         metrics["after"],
         diagrams,
         n=len(outputs.labels),
-        ece_by_chance=WeightedSample(calibrated).ece_by_chance(RESAMPLES, seed=0),
+        ece_by_chance=ece_by_chance(calibrated.confidence),
     )
 
 

@@ -217,25 +217,27 @@ class WeightedSample:
             "macro_average_precision": mean_where(precision, np.isfinite(precision)),
         }
 
-    def ece_by_chance(self, resamples: int, seed: int) -> tuple[float, float]:
-        """Mean and 95th percentile of the calibration error that a perfectly calibrated model would have on as many
-        images with the same confidences (Broecker and Smith 2007)."""
-        rng = np.random.default_rng([seed, 2])
-        confidence = self.confidence[self.by_confidence]
-        starts, chunks, at_once = _segment_starts(bin_indices(confidence)), [], max(1, CHUNK // self.n)
-        for start in range(0, resamples, at_once):
-            m = min(at_once, resamples - start)
-            gaps = (rng.random((self.n, m), np.float32) < confidence[:, None]) - confidence[:, None]
-            chunks.append(np.abs(np.add.reduceat(gaps, starts, axis=0)).sum(0) / self.n)
-        errors = np.concatenate(chunks)
-        return float(errors.mean()), float(np.percentile(errors, 95))
-
     def _sum_by_class(self, weights: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """(n, m) weights of images with sorted `classes`, (n,) -> (classes, m)."""
         starts = _segment_starts(classes)
         sums = np.zeros((self.classes, weights.shape[1]))
         sums[classes[starts]] = np.add.reduceat(weights, starts, axis=0)
         return sums
+
+
+def ece_by_chance(probabilities: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Mean and 95th percentile of the calibration error that a perfectly calibrated model would have by chance, with
+    the same (n,) probabilities, of the predicted class or of labels (Broecker and Smith 2007)."""
+    rng, n = np.random.default_rng([seed, 2]), len(probabilities)
+    probabilities = np.sort(probabilities)
+    resamples = max(MIN_RESAMPLES, min(RESAMPLES, RANKING_WORK // n))
+    starts, chunks, at_once = _segment_starts(bin_indices(probabilities)), [], max(1, CHUNK // n)
+    for start in range(0, resamples, at_once):
+        m = min(at_once, resamples - start)
+        gaps = (rng.random((n, m), np.float32) < probabilities[:, None]) - probabilities[:, None]
+        chunks.append(np.abs(np.add.reduceat(gaps, starts, axis=0)).sum(0) / n)
+    errors = np.concatenate(chunks)
+    return float(errors.mean()), float(np.percentile(errors, 95))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.metrics.bootstrap import ece_by_chance
 from linnaeus.metrics.calibration import calibration_error, reliability_diagram
 from linnaeus.metrics.classification import class_dicts
 from linnaeus.metrics.label_calibration import NEVER, LabelCalibration, cross_fit_labels
@@ -41,6 +42,8 @@ class LabelAssessment:
     """Mean average precision that a random order of the images has on average."""
     n: int
     """Number of images that `before`, `after`, `label_ece` and `reliability` are measured on."""
+    ece_by_chance: tuple[float, float]
+    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without the labels and their co-occurrence."""
@@ -51,6 +54,7 @@ class LabelAssessment:
                 "cross_fitted": self.cross_fitted,
                 "before": self.before,
                 "after": self.after,
+                "ece_by_chance": dict(zip(("mean", "p95"), self.ece_by_chance, strict=True)),
             },
         }
 
@@ -105,6 +109,7 @@ def assess_labels(
         {name: _reliability(stage) for name, stage in stages.items()},
         map_by_chance(outputs.labels),
         len(stages["before"].labels),
+        ece_by_chance(stages["after"].probabilities.ravel()),
     )
 
 

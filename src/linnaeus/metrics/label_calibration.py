@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from linnaeus.errors import UserError
-from linnaeus.metrics.calibration import FOLDS, MAX_SAMPLES, MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_SAMPLES
+from linnaeus.metrics.calibration import MAX_SAMPLES
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.multilabel import UNCHOSEN
 from linnaeus.metrics.outputs import Outputs, sigmoid
 from linnaeus.metrics.stratification import stratified_label_folds
+from linnaeus.metrics.temperature import FOLDS, MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_SAMPLES
 from linnaeus.text import percent, percent_range
 
 NEVER = 2.0

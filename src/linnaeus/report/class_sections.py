@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from linnaeus.console import counted
-from linnaeus.metrics.calibration import Calibration, chance_words
+from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import most_confused
 from linnaeus.report.calibration import reliability, risk_coverage
 from linnaeus.report.confusion import confusion_chart
-from linnaeus.report.page_sections import DECIMAL, PREDICTIONS, IntervalBar, format_metric
+from linnaeus.report.page_sections import DECIMAL, PREDICTIONS, IntervalBar, format_metric, shown_chance
 from linnaeus.report.shown_prediction import ShownPrediction, shown_prediction
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.report.unknown import unknown_section
@@ -107,7 +107,6 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
     effect = run.metrics[run.split]["calibration"]
     by_chance = effect.get("ece_by_chance") or run.metrics[run.split]["ece_by_chance"]  # of earlier versions
     n, of = effect.get("n", run.metrics[run.split]["n"]), run.metrics[run.split]["n"]
-    mean, p95 = (typeset_percent(by_chance[key], 1) for key in ("mean", "p95"))
     return {
         "reliability": reliability(evaluation["reliability"]),
         "risk": risk_coverage(evaluation["risk_coverage"], rule.target_risk, rule.threshold),
@@ -117,7 +116,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
         "images": counted(n, "image") + " that were not seen before" * (n < of),
-        "chance": chance_words(mean, p95, skewed=by_chance["p95"] <= by_chance["mean"]),
+        "chance": shown_chance(by_chance),
         "rule": str(rule).replace("never: ", "never, because ", 1),
         "notice": rule.notice,
     }

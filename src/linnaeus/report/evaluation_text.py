@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from linnaeus.console import counted
 from linnaeus.metrics.assessment import Abstention, Assessment, CalibrationEffect, MeasuredPoint, ViewsEffect
-from linnaeus.metrics.calibration import calibration_failure, chance_words
+from linnaeus.metrics.calibration import chance_words
 from linnaeus.metrics.classification import ClassMetrics, Metrics, most_confused, no_better_than_one_class
 from linnaeus.metrics.intervals import Estimate
+from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.slices import Slice
+from linnaeus.metrics.temperature import calibration_failure
 from linnaeus.text import align, percent, percent_range, shorten
 
 ALL_CLASSES = 20  # up to this many classes are all shown; of more, the worst
@@ -35,14 +37,14 @@ LABELS = {
 
 def render(assessment: Assessment, names: Sequence[str], verdicts: Sequence[str] = ()) -> str:
     """The whole assessment; `names` are the display names of the classes, `verdicts` the lines of `Verdicts`."""
-    metrics = assessment.metrics
-    note = unseen_note(assessment.calibration.n, metrics.n)
+    metrics, effect = assessment.metrics, assessment.calibration
+    note = unseen_note(effect.n, metrics.n)
     blocks = [
-        summary(metrics),
+        [*summary(metrics), *in_sample(effect.stored and effect.cross_fitted)],
         [f"{verdicts[0]}{note}", *verdicts[1:]] if verdicts else [],
         classes(metrics, names),
         confused(metrics, names),
-        calibration(assessment.calibration, note),
+        calibration(effect, note),
         abstention(assessment.abstention, note),
         views(assessment),
     ]
@@ -62,6 +64,13 @@ def summary(metrics: Metrics) -> list[str]:
             rows.append([label, *_with_interval(metrics[name], as_percent=name in PERCENT), counts.get(name, "")])
     no_better = no_better_than_one_class(metrics.to_dict())
     return [*align(rows, "<>><"), *([f"this accuracy is {no_better}"] if no_better else [])]
+
+
+def in_sample(cross_fitted: bool) -> list[str]:
+    """What to know of the figures of probabilities where the images fitted the calibration themselves."""
+    if not cross_fitted:
+        return []
+    return ["these images fitted the calibration: log loss and calibration error are optimistic here, and not below"]
 
 
 def classes(metrics: Metrics, names: Sequence[str]) -> list[str]:
@@ -113,16 +122,21 @@ def calibration(effect: CalibrationEffect, note: str = "") -> list[str]:
     for name in ("loss", "brier", "ece", "ece_equal_mass"):
         values = (effect.before[name], effect.after[name])
         rows.append([LABELS[name], *(_format(value, as_percent=name in PERCENT) for value in values)])
-    # A finite sample has a positive ECE even if the probabilities are perfect: the figure needs this reference.
-    mean, p95 = effect.ece_by_chance
     failure = calibration_failure(effect.temperature)
     return [
         f"{title}{note}",
         *([failure] if failure else []),
         *align(rows, "<>>"),
-        f"on {counted(effect.n, 'image')}, a perfectly calibrated model would show an ECE of "
-        + chance_words(percent(mean, 2), percent(p95, 2), skewed=p95 <= mean),
+        reference(effect),
     ]
+
+
+def reference(effect: CalibrationEffect | LabelAssessment) -> str:
+    """The calibration error by chance: a finite sample has a positive one even if the probabilities are perfect."""
+    mean, p95 = effect.ece_by_chance
+    return f"on {counted(effect.n, 'image')}, a perfectly calibrated model would show an ECE of " + chance_words(
+        percent(mean, 2), percent(p95, 2), skewed=p95 <= mean
+    )
 
 
 def unseen_note(measured: int, n: int) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.console import counted
 from linnaeus.metrics.label_calibration import LabelCalibration
 from linnaeus.metrics.multilabel import co_occurrence
 from linnaeus.report.calibration import OF_LABELS, reliability
 from linnaeus.report.evaluation_text import unseen_note
-from linnaeus.report.page_sections import PREDICTIONS, IntervalBar
+from linnaeus.report.page_sections import PREDICTIONS, IntervalBar, shown_chance
 from linnaeus.report.thumbnails import LARGE, Thumbnail, Thumbnails
 from linnaeus.runs.label_predictions import LabelPredictionRow
 from linnaeus.runs.reader import RunContents
@@ -152,5 +153,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "cross_fitted": effect["cross_fitted"],
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
+        "images": counted(effect.get("n", n), "image"),
+        "chance": shown_chance(effect.get("ece_by_chance")),
         "thresholds": calibration.lines(run.names),
     }

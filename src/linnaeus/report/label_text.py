@@ -8,7 +8,7 @@ from linnaeus.metrics.classification import ClassMetrics
 from linnaeus.metrics.intervals import Estimate
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.label_calibration import NEVER
-from linnaeus.report.evaluation_text import unseen_note
+from linnaeus.report.evaluation_text import in_sample, reference, unseen_note
 from linnaeus.text import align, percent, shorten
 
 ALL_LABELS = 30  # up to this many labels are all shown; of more, the worst
@@ -52,7 +52,7 @@ def summary(assessment: LabelAssessment) -> list[str]:
     for name, label in LABELS.items():
         if metrics[name].value is not None:
             rows.append([label, *_with_interval(metrics[name], name not in IN_NATS), counts.get(name, "")])
-    return align(rows, "<>><")
+    return [*align(rows, "<>><"), *in_sample(assessment.cross_fitted)]
 
 
 def labels(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
@@ -100,8 +100,9 @@ def calibration(assessment: LabelAssessment, names: Sequence[str]) -> list[str]:
         ["log loss, summed", f"{before['loss']:.4f}", f"{after['loss']:.4f}"],
         ["calibration error (ECE)", percent(before["ece"], 2), percent(after["ece"], 2)],
     ]
+    title = f"calibration and thresholds of each label ({method}){note}"
     thresholds = [f"thresholds: {line}" for line in assessment.calibration.lines(names)]
-    return [f"calibration and thresholds of each label ({method}){note}", *align(rows, "<>>"), *thresholds]
+    return [title, *align(rows, "<>>"), reference(assessment), *thresholds]
 
 
 def _with_interval(estimate: Estimate, as_percent: bool = True) -> list[str]:

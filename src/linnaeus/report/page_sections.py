@@ -11,6 +11,7 @@ import numpy as np
 
 from linnaeus.check.findings import KINDS, SEVERITIES
 from linnaeus.console import counted, duration
+from linnaeus.metrics.calibration import chance_words
 from linnaeus.metrics.mcnemar import significance
 from linnaeus.report import evaluation_text, label_text
 from linnaeus.report.thumbnails import Thumbnails
@@ -70,7 +71,12 @@ def metrics(run: RunContents) -> dict[str, Any]:
         if name != "ece_equal_mass" and any(cell is not None for cell in cells):
             rows.append({"label": label, "cells": cells})
     heads = [(split, WORDS[split], values[split]["n"]) for split in splits]
-    return {"rows": rows, "splits": heads, "start": typeset_percent(start)}
+    return {
+        "rows": rows,
+        "splits": heads,
+        "start": typeset_percent(start),
+        "cross_fitted": _cross_fitted(run.metrics.get("valid", {})),
+    }
 
 
 def _metric(values: dict[str, Any], name: str, label: str, start: float) -> dict[str, Any] | None:
@@ -87,6 +93,24 @@ def format_metric(name: str, value: float) -> str:
     if name in ("loss", "brier"):
         return f"{value:.3f}"
     return fraction(value, 3) if name in DECIMAL else typeset_percent(value, 1)
+
+
+def shown_chance(by_chance: dict[str, float] | None) -> str:
+    """The calibration error of a perfectly calibrated model; empty where the run has not recorded it."""
+    if by_chance is None:
+        return ""
+    mean, p95 = (typeset_percent(by_chance[key], 1) for key in ("mean", "p95"))
+    return chance_words(mean, p95, skewed=by_chance["p95"] <= by_chance["mean"])
+
+
+def _cross_fitted(valid: dict[str, Any]) -> str:
+    """The figures of validation by a calibration that other images fitted; empty where it was not cross-fitted."""
+    effect = valid.get("calibration", {})
+    if not effect.get("cross_fitted"):
+        return ""
+    labels = {"loss": "log loss", "brier": "Brier score", "ece": "calibration error"}
+    after = effect["after"]
+    return ", ".join(f"{label} {format_metric(name, after[name])}" for name, label in labels.items() if name in after)
 
 
 def classes_of(run: RunContents, i: int) -> list[int]:

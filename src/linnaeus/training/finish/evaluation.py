@@ -34,13 +34,14 @@ import numpy as np
 from linnaeus.console import counted
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import Table
-from linnaeus.metrics.assessment import Assessment, assess
-from linnaeus.metrics.calibration import Calibration, calibration_failure
+from linnaeus.metrics.assessment import Assessment, CalibrationEffect, assess
+from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import Figures, figures
 from linnaeus.metrics.label_assessment import LabelAssessment
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.selective import TARGET_RISK, is_unsure
+from linnaeus.metrics.temperature import calibration_failure
 from linnaeus.runs import predictions
 from linnaeus.runs.penalties import Trial, held_out_text
 from linnaeus.runs.predictions import PredictionRow
@@ -115,17 +116,17 @@ def kept(outputs: Outputs, unseen: np.ndarray | None) -> Outputs:
     return outputs if unseen is None else outputs.take(unseen)
 
 
-def certainty(assessment: Assessment, place: str) -> str:
+def certainty(effect: CalibrationEffect | LabelAssessment, place: str) -> str:
     """How far the probabilities are from the shares of right answers; where calibration brought them no closer, whether
     chance explains it. `place` names the images."""
-    before, after = (quality["ece"] for quality in (assessment.calibration.before, assessment.calibration.after))
+    before, after = effect.before["ece"], effect.after["ece"]
     change = f"calibration error {percent(after)}, {percent(before)} before calibration ({place})"
     if after < before:
         return change
     # Where almost all answers are certain, the mean exceeds the 95th percentile.
-    if after > (limit := max(assessment.calibration.ece_by_chance)):
+    if after > (limit := max(effect.ece_by_chance)):
         return f"{change}; calibration did not help: read probabilities as a ranking, not as chances of being right"
-    n = counted(assessment.calibration.n, "image")
+    n = counted(effect.n, "image")
     return f"{change}; no sign of miscalibration: on {n}, chance alone explains up to {percent(limit)}"
 
 
@@ -244,7 +245,7 @@ class FinalEvaluation:
             *self._limits,
             *leak_lines(self.without_leaks, self.unseen),
             *([] if self.held_out is None else [f"held out  {held_out_text(self.held_out)}"]),
-            f"certainty {certainty(self.assessments[split], place)}",
+            f"certainty {certainty(quality, place)}",
             *([f"certainty {failure}"] if failure else []),
             *([] if self.fitted_detector is None else [f"unknown   {self.fitted_detector.line()}"]),
             f"unsure    {self.calibration.rule.brief}",

@@ -21,6 +21,7 @@ from linnaeus.stores.samples import Samples
 from linnaeus.text import percent, percent_range
 from linnaeus.training.finish.evaluation import (
     NOTHING,
+    certainty,
     kept,
     leak_lines,
     sample_names,
@@ -101,13 +102,12 @@ class LabelEvaluation:
     def lines(self) -> list[str]:
         """A short summary for the terminal."""
         split, place = summary_split(self.assessments)
-        before, after = (percent(ece["ece"]) for ece in (self.assessments[split].before, self.assessments[split].after))
         rare = [self.names[label.index] for label in self.assessments["valid"].metrics.labels if label.support == 0]
         missing = [f"threshold no {', '.join(rare)} in validation: 50 % stands in for a threshold"] if rare else []
         return [
             *(f"interval  {split}, 95 %: {intervals(of.metrics)}" for split, of in self.assessments.items()),
             *leak_lines(self.without_leaks, self.unseen),
-            f"certainty calibration error {after}, {before} before calibration of each label ({place})",
+            f"certainty {certainty(self.assessments[split], place)}",
             *(f"threshold {line}" for line in self.calibration.lines(self.names)),
             *missing,
             "unknown   not recognized with several labels per image: an image of something else gets labels, or none",
