@@ -31,7 +31,9 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
+from linnaeus.stores.pixels import build_pixels
 from linnaeus.stores.purge import purge_images
+from linnaeus.stores.samples import decode_split
 
 FORMS = ("zip", "tar", "tar.gz", "tgz", "tar.bz2", "tar.xz")
 
@@ -254,6 +256,30 @@ def test_an_archive_that_changes_while_it_is_used_is_reported(tmp_path: Path):
         load_row(table.image(0), RowSpec(8))
 
 
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_archive_that_is_replaced_stops_the_reading_of_its_table(tmp_path: Path, form: str, gone: bool):
+    """A table of the old archive never has images of the new one; the next source is the new one."""
+    path = pack(folder_of(tmp_path / "photos"), tmp_path / f"p.{form}")
+    table = open_source(path)
+    path.chmod(0o600)  # changes no content
+    load_row(table.image(0), RowSpec(8))
+    new = write(tmp_path / f"new.{form}", {"rose/0.png": picture(7), "tulip/0.png": picture(8)})
+    path.unlink() if gone else new.replace(path)
+    with pytest.raises(UserError, match=rf"p\.{form}: was changed or replaced while it was read"):
+        build_pixels(table, np.arange(len(table)), RowSpec(8), cache=default_cache())
+    if not gone:
+        assert len(open_source(path)) == 2
+        load_row(str(path / "tulip/0.png"), RowSpec(8))
+
+
+def test_an_unreadable_image_in_an_archive_is_left_out(tmp_path: Path):
+    files = {f"{name}/{k}.png": picture(k) for name in ("rose", "tulip") for k in range(3)}
+    table = open_source(write(tmp_path / "p.zip", {**files, "rose/0.png": b"no image"}))
+    decoded = decode_split(table, np.arange(len(table)), RowSpec(8), default_cache())
+    assert [name for name, _ in decoded.left_out] == ["rose/0.png"]
+
+
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     images = {"rose/0.png": picture(0), "tulip/0.png": picture(1)}
     refused(write(tmp_path / "x.zip", {**images, "rose/1.png": bytes(70 << 20)}), "like a decompression bomb")
@@ -276,6 +302,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_an_unsuccessful_decompression_leaves_nothing(tmp_path: Path, cache: Path):
     path = write(tmp_path / "x.tar.gz", {"rose/1.png": bytes(70 << 20)})
     refused(path, "like a decompression bomb")
+    refused(write(tmp_path / "y.tar.gz", {"rose/1.png": picture(1), "../2.png": picture(2)}), "leads out of")
     assert not list(cache.rglob("*.tar"))
 
 

@@ -234,6 +234,20 @@ def test_a_shard_that_is_replaced_by_one_of_the_same_size_and_time_is_read_again
     assert not set(signatures[0]) & set(signatures[1])
 
 
+def test_a_shard_that_is_replaced_while_it_is_read_stops_the_reading(tmp_path: Path):
+    """Before and after its file was opened; `chmod` changes nothing, and the new shard is another source."""
+    place = foreign(tmp_path / "set.tar", *sample("a", "x"), *sample("b", "z"))
+    table = open_source(place)
+    place.chmod(0o600)
+    assert table.image(0) == b"image a"
+    other = foreign(tmp_path / "other.tar", *sample("a", "z"), *sample("b", "x"))
+    other.replace(place)
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"set\.tar: was changed or replaced while it was read"):
+            table.image(1)
+    assert open_source(place).image(1) == b"image b"
+
+
 @pytest.mark.parametrize(
     ("members", "said"),
     [

@@ -572,7 +572,7 @@ print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) /
 
 
 def test_images_that_are_changed_while_they_are_read_are_not_stored_as_what_they_were(
-    table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    table: Images, cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """An image is replaced during the build, and restored with its version, as where no time of change is kept."""
     monkeypatch.setattr(tree, "version", lambda path: (Path(path).stat().st_size, Path(path).stat().st_mtime_ns))
@@ -589,6 +589,7 @@ def test_images_that_are_changed_while_they_are_read_are_not_stored_as_what_they
         patch.setattr(decoding, "load_row", swapping)
         store = build_pixels(table, np.arange(N), SPEC, cache=cache)
     assert np.array_equal(store.row(5), store.row(6))
+    assert f"1 file changed while the images were read: {image}" in capsys.readouterr().err
     image.write_bytes(original)
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     check(build_pixels(table, np.arange(N), SPEC, cache=cache), table, np.arange(N))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+CHANGED = "was changed or replaced while it was read; run the command again"
+
 
 def version_of(status: os.stat_result) -> tuple[int, ...]:
     """Length, times and inode of a file, which differ once it was changed, replaced or exchanged for another one.
@@ -14,3 +16,9 @@ def version_of(status: os.stat_result) -> tuple[int, ...]:
     access make a file another one, and so does a copy of it on another machine: it is read again, to the same result.
     """
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def is_same(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two versions are of the same content, read by one process: the time of change alone, which a new hard
+    link or `chmod` sets, must not stop it."""
+    return (*one[:2], one[3]) == (*other[:2], other[3])

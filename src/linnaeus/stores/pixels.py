@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from linnaeus.cache import Cache, Entry, OverBudgetError
-from linnaeus.console import Console
+from linnaeus.console import Console, counted
 from linnaeus.data.background import Progress
 from linnaeus.data.images.decode import DECODE_VERSION, RowSpec, UnreadableError, is_row
 from linnaeus.device import available_cores
@@ -33,6 +33,7 @@ from linnaeus.stores.rows import (
     rewrite,
     write_index,
 )
+from linnaeus.text import such_as
 
 
 def build_pixels(
@@ -190,6 +191,12 @@ def _build(cache: Cache, decoding: Decoding, name: str) -> PixelStore:
                     allowed += allowed // 8
             checksums = writer.finish()
             changed = [k for k in range(len(decoding.indices)) if decoding.changed(k)]
+            if changed:
+                n, example = len(changed), str(decoding.source(changed[0]))
+                Console().warn(
+                    f"{counted(n, 'file')} changed while the images were read{such_as(n, example)}; the old or the "
+                    "new content is used: run the command again for the new"
+                )
             write_index(folder, writer.index(decoding.signatures, changed))
         entry = cache.commit(name, {"form": _form(decoding.spec), "rows": len(decoding.indices)}, checksums)
     return _restoring(open_store(entry, decoding.spec), decoding)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from linnaeus.cache import Cache
+from linnaeus.data import tree
 from linnaeus.data.background import Progress
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.images.decode import RowSpec, UnreadableError
@@ -98,7 +99,7 @@ class NoneReadableError(UserError):
 def _has_entries(folder: Path) -> bool:
     """Whether a folder is there and not empty, as the place of a disk is that was disconnected."""
     try:
-        return any(folder.iterdir())
+        return bool(tree.names(folder))
     except OSError:
         return False
 

@@ -14,6 +14,7 @@ import stat
 import weakref
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,9 +22,9 @@ from typing import BinaryIO
 import numpy as np
 
 from linnaeus.data.archives.tar import Member, safe_members
-from linnaeus.data.archives.unpacking import COMPRESSED, unpacked
+from linnaeus.data.archives.unpacking import COMPRESSED, discard, unpacked
 from linnaeus.data.archives.zipindex import BZIP2, DEFLATED, LOCAL_HEADER, data_offset, zip_entries
-from linnaeus.data.version import version_of
+from linnaeus.data.version import CHANGED, is_same, version_of
 from linnaeus.errors import UserError, visible
 
 SUFFIXES = (".zip", ".tar", *COMPRESSED)
@@ -86,8 +87,8 @@ class Archive:
         with open(self.data, "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             # Offsets of the index would point into other bytes once the file has been rewritten.
-            if version_of(status) != self.stamp:
-                raise UserError(f"{self.data}: has changed since it was opened; run the command again")
+            if not is_same(version_of(status), self.stamp):
+                raise UserError(f"{self.data}: {CHANGED}")
             offset = int(row["offset"])
             if row["method"] != IN_TAR:
                 # The local header may have another length than the entry of the directory: extra fields differ.
@@ -143,10 +144,22 @@ def find(path: str) -> tuple[Archive, str] | None:
         return None
     path = os.path.abspath(path)
     for match in _PART.finditer(path):
-        place = path[: match.end()]
+        place, name = path[: match.end()], path[match.end() + 1 :].replace(os.sep, "/")
+        if name and place in _opened:
+            return _unchanged(place), name
         if os.path.isfile(place):
-            return open_archive(place), path[match.end() + 1 :].replace(os.sep, "/")
+            return open_archive(place), name
     return None
+
+
+def _unchanged(place: str) -> Archive:
+    """An archive that is open. Raises UserError, once, if its file is another one by now: a table read from the old
+    one would get its images from the new one."""
+    with suppress(OSError):
+        if is_same(version_of(os.stat(place)), _opened[place][0]):
+            return open_archive(place)
+    _opened.pop(place, None)
+    raise UserError(f"{place}: {CHANGED}")
 
 
 def open_archive(place: str) -> Archive:
@@ -180,6 +193,7 @@ def _indexed(place: str, stamp: tuple[int, ...]) -> Archive:
     except BaseException:
         # On Windows an open file cannot be removed, so the copy must not stay open after a failure.
         copy.close()
+        discard(copy.name)
         raise
     archive.notes.insert(
         0, f"{place}: read from its decompressed copy in the cache, {copy.name} ({status.st_size / 1e6:,.0f} MB)"

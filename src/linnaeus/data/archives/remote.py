@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from linnaeus.data.download import StallDetector
 from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
+from linnaeus.data.version import CHANGED, is_same, version_of
 from linnaeus.environment import offline
 from linnaeus.errors import JobError, UserError, one_line, visible
 
@@ -39,11 +41,17 @@ class LocalFiles:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes, or fewer at the end of the file. Raises JobError if the file cannot be read."""
+    def read(self, path: str, offset: int, size: int, version: tuple[int, ...] = ()) -> bytes:
+        """`size` bytes, or fewer at the end of the file. Raises JobError if the file cannot be read, and if it is not
+        the one of this `version`, where one is given."""
         opened: OrderedDict[str, BinaryIO] = self._local.__dict__.setdefault("opened", OrderedDict())
         try:
-            file = opened.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115  # closed below
+            if version and not is_same(version_of(os.stat(path)), version):
+                raise JobError(f"{path}: {CHANGED}")
+            file = opened.pop(path, None)
+            # A process that goes on after that error may have the old file open still.
+            if file is None or (version and not is_same(version_of(os.fstat(file.fileno())), version)):
+                file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed below
             opened[path] = file
             if len(opened) > OPEN_FILES:
                 opened.popitem(last=False)[1].close()

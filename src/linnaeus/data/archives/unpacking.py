@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
-from linnaeus.cache import Cache, OverBudgetError, default_cache
+from linnaeus.cache import Cache, Entry, OverBudgetError, default_cache
 from linnaeus.console import Console
 from linnaeus.data.archives.compression import DAMAGE, open_compressed
 from linnaeus.errors import UserError
@@ -37,6 +37,12 @@ def unpacked(place: str) -> BinaryIO:
                 _decompress(place, folder / COPY, cache, name)
             entry = cache.commit(name, {"archive": place})
         return (entry.path / COPY).open("rb")
+
+
+def discard(copy: str) -> None:
+    """Remove the copy of an archive that cannot be read as one."""
+    folder = Path(copy).parent
+    default_cache().remove(Entry(folder.name, folder, 0, 0.0, {}))
 
 
 def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:

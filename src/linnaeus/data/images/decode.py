@@ -41,7 +41,7 @@ from linnaeus.data.images.resize import (
     resize,
     with_channels,
 )
-from linnaeus.errors import UnreadableError
+from linnaeus.errors import UnreadableError, UserError
 
 __all__ = ["DECODE_VERSION", "FORMATS", "IMAGE_SUFFIXES", "MAX_ASPECT", "RowSpec", "UnreadableError"]
 __all__ += ["decode", "fit_row", "header_size", "inspect", "is_row", "load_row", "read_header"]
@@ -179,7 +179,7 @@ def _load(source: str | Path | bytes, channels: int, short_side: int | None, bit
                     size, box = image.size, (0, 0, *image.size)
                 upright = _turn(with_channels(flatten(image, bits), channels), size, box, orientation)
                 return replace(upright, format=image.format or "")
-    except UnreadableError:
+    except UserError:  # UnreadableError, or an archive that was replaced
         raise
     except (UnidentifiedImageError, SyntaxError):
         reason = what_else(source)
