@@ -47,6 +47,7 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[model] head", tables.Head),
     ("[data]", spec.Data),
     ("[data] split", spec.Split),
+    ("[sweep]", spec.Sweep),
     ("[[phase]]", spec.Phase),
     ("[[phase]] augment", tables.Augment),
     ('[[phase]] schedule: name = "constant"', tables.Constant),

@@ -20,12 +20,28 @@ import linnaeus
 from linnaeus.cache import Cache
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
+from linnaeus.export.model_card import model_card
+from linnaeus.recipe import load_recipe
+from linnaeus.runs.parsing import read_metrics
 from linnaeus.sweeps import run as sweeps
 from linnaeus.sweeps.space import Choices, Interval, Space
 from linnaeus.sweeps.study import Study
 from linnaeus.text import percent
 
 QUIET = Console(quiet=True)
+
+
+class Heard(Console):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.warnings: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.warnings.append(line)
+
+
 LR = {"phase.1.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
 HEAD: dict[str, Any] = {"train": ["head"], "epochs": 3}
 
@@ -65,10 +81,33 @@ def test_a_sweep_end_to_end(source: Path, recipe: str, tmp_path: Path, say, monk
     assert Image.open(folder / "sweep.png").size[0] > 1000
     assert not list((folder / "trials").glob(".*")), "the run folders of trials are removed"
 
-    run = linnaeus.train(source, str(folder / "best.toml"), out="again", device="cpu", console=QUIET)
+    console = Heard()
+    run = linnaeus.train(source, str(folder / "best.toml"), out="again", device="cpu", console=console)
+    said = " sweep of 6 trials selected this recipe on these images, so the validation figures are optimistic"
+    assert sum(said in line for line in console.warnings) == 1
+    assert read_metrics(run.path)["sweep"] == {"trials": 6}
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert page.count(said) == 1
+    assert "a sweep of 6 trials selected the recipe on them" in model_card(run.load(), "f")
     assert run.best.figures is not None
     assert f"{run.best.figures.loss}" == best["loss"], "the best recipe reproduces the best trial, to the bit"
     assert run.best.epoch == int(best["epoch"])
+
+
+def test_a_sweep_of_other_images_is_not_mentioned(tmp_path: Path):
+    """And a sweep that begins with the result of another one records itself."""
+    recipe = str(write_recipe(tmp_path / "tiny.toml", HEAD))
+    first = write_images(tmp_path / "photos", each=12)
+    found = sweeps.sweep(first, recipe, LR, trials=2, out=tmp_path / "sweep", device="cpu", console=QUIET)
+    again = sweeps.sweep(first, str(found.recipe), LR, trials=1, out=tmp_path / "again", device="cpu", console=QUIET)
+    records = [load_recipe(str(path)).sweep for path in (found.recipe, again.recipe)]
+    assert [record and record.trials for record in records] == [2, 1]
+    other = write_images(tmp_path / "others", each=10)
+    console = Heard()
+    run = linnaeus.train(other, str(found.recipe), out=tmp_path / "run", device="cpu", console=console)
+    assert not any("sweep" in line for line in console.warnings)
+    assert "sweep" not in read_metrics(run.path)
+    assert "sweep" not in (run.path / "recipe.toml").read_text(encoding="utf-8")
 
 
 def test_later_trials_decode_and_compute_nothing(tmp_path: Path, monkeypatch):

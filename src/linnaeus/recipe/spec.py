@@ -195,6 +195,15 @@ PRECISIONS = {
 """Names of a precision -> the value of the recipe."""
 
 
+class Sweep(Strict):
+    """What `linnaeus sweep` records in best.toml: figures on the images that it measured on are optimistic."""
+
+    trials: Annotated[int, Field(ge=1)]
+    """Number of trials of which this recipe was the best."""
+    fingerprint: str
+    """Fingerprint of the source, as in sweep.json. A run of another source does not keep this table."""
+
+
 class Recipe(Strict):
     """The model, the data and the phases of training. Use `Recipe.model_validate` for a dict, `load_recipe` for a name
     or a file."""
@@ -222,6 +231,8 @@ class Recipe(Strict):
     """The network, see below."""
     data: Data
     """The images, see below."""
+    sweep: Sweep | None = None
+    """The sweep that selected the recipe; it changes no result."""
     phase: Annotated[list[Phase], Field(min_length=1)]
     """The phases of training in order, see below."""
 

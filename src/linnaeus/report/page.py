@@ -22,6 +22,7 @@ from linnaeus.report.label_sections import label_values
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
 from linnaeus.runs.layout import EVALUATION, REPORT
+from linnaeus.runs.model_selection import sweep_note
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.penalties import held_out_text
 from linnaeus.runs.reader import RunContents, read_run
@@ -130,6 +131,9 @@ def _notes(run: RunContents, images: Thumbnails) -> list[str]:
     if run.metrics.get("selected_on") == "test":
         chosen = "best model was" if selection.by_validation else "temperature and the thresholds were"
         notes.append(f"The {chosen} selected on the test images, so the test figures are optimistic.")
+    if selection.trials:
+        note = sweep_note(selection.trials, run.metrics.get("selected_on") == "test")
+        notes.append(f"{note[0].upper()}{note[1:]}.")
     # A test split that selected the model has a note of its own, above.
     if run.split == "valid" and run.metrics.get("selected_on") != "test":
         role = f"the images that selected the {selection.title.lower()}."

@@ -68,8 +68,8 @@ class SweepFolder:
         """Keep the recipe of a trial, including values tuned during the run, such as the learning rate."""
         shutil.move(folder / "recipe.toml", self.recipe(number))
 
-    def write(self, trials: Sequence[Trial], base: Recipe, space: Space) -> None:
-        """Write trials.csv, and best.toml if a trial is complete."""
+    def write(self, trials: Sequence[Trial], base: Recipe, space: Space, fingerprint: str) -> None:
+        """Write trials.csv, and best.toml if a trial is complete. `fingerprint` is that of the source."""
         with csv_file(self.path / "trials.csv") as writer:
             writer.writerow([*COLUMNS, *space])
             writer.writerows(self._row(trial, space) for trial in trials)
@@ -77,7 +77,8 @@ class SweepFolder:
         if best is not None:
             original = best.number if best.same_as is None else best.same_as
             text = self.recipe(original).read_text(encoding="utf-8")
-            write_text(self.path / BEST, header(best, trials, base, space) + text)
+            record = f'\n[sweep]\ntrials = {len(trials)}\nfingerprint = "{fingerprint}"\n'
+            write_text(self.path / BEST, header(best, trials, base, space) + text + record)
 
     @staticmethod
     def _row(trial: Trial, space: Space) -> list[object]:

@@ -77,6 +77,7 @@ def sweep(
         raise UserError("a sweep needs --space: a TOML file with the ranges or choices of the keys that vary")
     base, table = resolve_recipe(Request(source, recipe, settings=settings, seed=seed), console)
     refuse_split_settings(settings, base, table)
+    base = base.model_copy(update={"sweep": None})  # of an earlier sweep
     dimensions = load_space(space, base, settings or {})
     description = {
         "format": FORMAT,
@@ -191,7 +192,7 @@ class _Worker:
                 return True
             with self.study.locked():
                 trials = self.study.trials()
-                self.folder.write(trials, self.base, self.study.space)
+                self.folder.write(trials, self.base, self.study.space, self.fingerprint)
             self.console.parent.say(trial_line(trial, trials, self.base.best))
             failures = failures + 1 if trial.state == "failed" else 0
             if failures == MAX_FAILURES:

@@ -10,6 +10,7 @@
                     a class that is left out are recognized (share accepted and AUROC, by class in turn)
     source          path and kind of the data
     selected_on     the split that chose the best epoch
+    sweep           the number of trials that were compared on the same images to select the recipe, if any were
     best            the metric that chose the best epoch, and its phase and number
     epochs          rows of history.csv
     interrupted     whether the run was stopped before its end

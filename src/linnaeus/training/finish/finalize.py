@@ -225,6 +225,7 @@ def _metrics(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvalua
         "source": {"path": identity.source, "kind": prepared.table.kind},
         "selected_on": "test" if prepared.recipe.data.valid == "test" else "valid",
         "best": {"by": best.by, "phase": best.phase, "epoch": best.epoch},
+        **({} if prepared.recipe.sweep is None else {"sweep": {"trials": prepared.recipe.sweep.trials}}),
         "epochs": len(prepared.folder.rows),
         "interrupted": outcome.interrupted,
         "bad_images": prepared.unreadable,

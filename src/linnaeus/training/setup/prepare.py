@@ -33,6 +33,7 @@ from linnaeus.recipe import Recipe
 from linnaeus.runs.changes import RunChanges
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.layout import CHECK, CHECKPOINT, SPLIT
+from linnaeus.runs.model_selection import sweep_note
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
 from linnaeus.text import such_as
@@ -115,7 +116,7 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
     lineage = engine.local_main_first(lambda: Lineage.of(recipe, plan.table))
     with engine.propagate_errors():
         table = lineage.split(plan.table, recipe, request.strict, console)
-        recipe = _with_bits(request, recipe, table, console)
+        recipe = _with_bits(request, _with_own_sweep(recipe, plan.table, console), table, console)
         refuse_inside(request.out or "runs", table)
         # Made absolute before the run folder exists, since that may have the name of a known source.
         identity = identify(recipe, table, engine.environment(), absolute_source(table.source))
@@ -159,6 +160,14 @@ def prepare(plan: Plan, workspace: Workspace, engine: Engine, console: Console) 
         Membership.of(contents, table.split, lineage.contents),
         None if request.earlier is None else request.earlier.changes,
     )
+
+
+def _with_own_sweep(recipe: Recipe, table: Table, console: Console) -> Recipe:
+    """The recipe, with a warning if a sweep selected it on these images, or without the sweep if on other images."""
+    if recipe.sweep is None or recipe.sweep.fingerprint != table.fingerprint():
+        return recipe.model_copy(update={"sweep": None})
+    console.warn(sweep_note(recipe.sweep.trials, recipe.data.valid == "test"))
+    return recipe
 
 
 def _with_bits(request: Request, recipe: Recipe, table: Table, console: Console) -> Recipe:
