@@ -26,6 +26,7 @@ from linnaeus.inference.membership import Membership
 from linnaeus.modelfile.safetensors import read_model, write_model
 from linnaeus.runs.folder import RunFolder
 from linnaeus.runs.history import Row
+from linnaeus.serve.model_info import describe_classifier
 from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 from linnaeus.training.best import Best
 from linnaeus.training.finish import finalize
@@ -135,7 +136,11 @@ def test_the_images_that_selected_a_stopped_model(
         "calibrated_on": stops == 1,
         "unfinished": True,
     }
-    assert "warning: the training was stopped before its end: this is the best model up to then\n" in said
+    reason = ": the training was stopped before its end: this is the best model up to then\n"
+    assert said.count(f"{run}{reason}") == said.count(reason) == 1
+    image = next((learned / "noise").rglob("*.bmp"))
+    assert say("predict", run, image).err.count(reason) == 1
+    assert describe_classifier(linnaeus.load(run), "m")["unfinished"] is True
     used = "selected" if stops == 2 else "selected and calibrated"
     assert f"left out; the model was {used} on the other 12: these scores are slightly optimistic\n" in said
 

@@ -482,6 +482,20 @@ def test_facts_and_figures_of_the_model_fit_a_phone(open_page: Open, locale: str
     assert page.eval_on_selector_all("#model details", gap) >= 8
 
 
+@pytest.mark.parametrize(("locale", "texts"), [("en", EN), ("zh-CN", ZH)])
+def test_a_model_that_was_stopped_says_so(open_page: Open, locale: str, texts: dict[str, str]):
+    page = open_page(locale=locale)
+    assert texts["unfinished"] not in wait_for_model(page).locator("#lead").inner_text()
+
+    def stopped(route: Any) -> None:
+        model = route.fetch()
+        route.fulfill(response=model, json={**model.json(), "unfinished": True})
+
+    page.route("**/model", stopped)
+    page.reload()
+    assert texts["unfinished"] in wait_for_model(page).locator("#lead").inner_text()
+
+
 def test_the_page_is_small(open_page: Open):
     page = wait_for_model(open_page())
     sizes = page.evaluate("performance.getEntriesByType('resource').map(e => e.transferSize)")

@@ -170,6 +170,7 @@ def model_name(model: Path) -> str:
 def load_model(model: str, device: str, code: str | None) -> Classifier:
     """Load a run folder or model file, with the user's own network if `code` names one."""
     from linnaeus.inference.classifier import load
+    from linnaeus.inference.source import stopped
     from linnaeus.modelfile.safetensors import model_path, read_header
     from linnaeus.models import load_module
 
@@ -180,8 +181,10 @@ def load_model(model: str, device: str, code: str | None) -> Classifier:
         arch = read_header(model_path(model)).arch
         module = load_module(code, int(arch["classes"]), int(arch["channels"]))
     classifier = load(model, device=device, model=module)
-    if classifier.notice:
-        make_console(sys.stderr, silent=not process_info().is_main).warn(f"{model}: {classifier.notice}")
+    console = make_console(sys.stderr, silent=not process_info().is_main)
+    for line in (stopped(classifier.about), classifier.notice):
+        if line:
+            console.warn(f"{model}: {line}")
     return classifier
 
 

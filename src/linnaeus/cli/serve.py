@@ -157,6 +157,7 @@ def _load_service(
     model: str, device: str, code: str | None, use: str | None, limits: Limits, console: Console
 ) -> Service:
     """Load the file of `model` that answers; for an export also the original network, which explains answers."""
+    from linnaeus.inference.classifier import load
     from linnaeus.modelfile.safetensors import MODEL
     from linnaeus.serve.service import Service
 
@@ -165,7 +166,7 @@ def _load_service(
     classifier = load_model(file, device, code)
     original = None
     if Path(model).is_dir() and classifier.path.name != MODEL:
-        original = load_model(str(classifier.path.parent / MODEL), device, None)
+        original = load(classifier.path.parent / MODEL, device=device)  # whose warnings the export has given
     console.say(f"model     {classifier.path} on {classifier.device}")
     return Service(classifier, limits, original)
 

@@ -33,7 +33,7 @@ from linnaeus.inference.membership import KnownImages
 from linnaeus.inference.perceptual import AlteredCopies
 from linnaeus.inference.prediction import Answer, Prediction, Predictions
 from linnaeus.inference.runners import NOT_FINITE, OnnxRunner, Runner, TorchRunner
-from linnaeus.inference.source import LabeledImages, known_images, load_labeled_images
+from linnaeus.inference.source import LabeledImages, known_images, load_labeled_images, stopped
 from linnaeus.metrics.calibration import Calibration
 from linnaeus.metrics.classification import figures
 from linnaeus.metrics.label_calibration import LabelCalibration
@@ -260,7 +260,7 @@ class Classifier:
         """
         images = self.images(source, split)
         altered = AlteredCopies.among(images, self.about, self.path).warning
-        for line in filter(None, (*images.notes(), altered, self.color_line(images))):
+        for line in filter(None, (stopped(self.about), *images.notes(), altered, self.color_line(images))):
             warnings.warn(f"{images.source}: {line}", stacklevel=2)
         outputs = self.outputs(images)
         if self.several:

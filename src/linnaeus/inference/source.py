@@ -78,7 +78,7 @@ class LabeledImages:
     def notes(self) -> list[str]:
         """What must be said of the figures on these images: what was left out, and what makes them optimistic."""
         n = len(self.labels)
-        lines = ["the training was stopped before its end: this is the best model up to then"] * self.unfinished
+        lines = list[str]()
         if self.split == "train":
             lines.append(
                 f"the model was trained on {self.trained_on:,} of these {n:,} images: these scores are optimistic"
@@ -112,6 +112,12 @@ class LabeledImages:
                 "two always counts as wrong; correct the labels"
             )
         return lines
+
+
+def stopped(about: ModelFile) -> str:
+    """A warning if the training of a model was stopped before its end, or has not ended yet; else empty."""
+    unfinished = about.data.get("unfinished") is True
+    return "the training was stopped before its end: this is the best model up to then" if unfinished else ""
 
 
 def open_for_recipe(source: Any, data: Mapping[str, Any], *, lenient: bool = False) -> Table:
@@ -216,7 +222,7 @@ def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarra
         of_run=splits,
         groups=with_copies(table.group_numbers(decoded.indices), contents),
         contradicting=_contradicting(contents, labels),
-        unfinished=about.data.get("unfinished") is True,
+        unfinished=bool(stopped(about)),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus.data.images.formats import formats
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.runners import OnnxRunner
+from linnaeus.inference.source import stopped
 from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.metrics.label_calibration import NEVER
 
@@ -54,6 +55,7 @@ def describe_classifier(classifier: Classifier, name: str) -> dict[str, Any]:
         "threshold": classifier.threshold,
         "thresholds": _label_thresholds(classifier),
         "notice": classifier.notice,
+        "unfinished": bool(stopped(about)),
         "rule": None if calibration is None else str(calibration.rule),
         "answers": "all" if calibration is None else calibration.rule.answers,
         "metrics": about.metrics,

@@ -183,6 +183,7 @@ function describeModel() {
     ? t("lead", { classes, accuracy: percent(last.accuracy), n: formatCount(last.n), split: t(split), low: percent(last.accuracy_ci95[0]), high: percent(last.accuracy_ci95[1]) })
     : t("lead_plain", { classes });
   if (last && model.no_better?.includes(split)) $("lead").textContent += ` ${t("no_better", { share: percent(last.most_frequent / last.n) })}`;
+  if (model.unfinished) $("lead").textContent += ` ${t("unfinished")}`;
   $("figures").hidden = !splits.length || several; // the lead has those of several labels, which have no interval
   if (!several) $("figures").tBodies[0].replaceChildren(...splits.map(([name, metrics]) => metricsRow(name, metrics)));
   $("col-probability").firstElementChild.dataset.t = several ? "col_lowest" : "col_probability";
