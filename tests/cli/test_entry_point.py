@@ -53,3 +53,22 @@ def test_a_working_folder_that_was_removed_is_one_line(tmp_path: Path, monkeypat
     assert capfd.readouterr().err == (
         "error: the working folder has been removed; change to another one, and run the command again\n"
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the address space")
+@pytest.mark.parametrize(
+    ("gigabytes", "said"), [(0.9, "limited to 0.9 GB (ulimit -v), in which torch may crash"), (8, "")]
+)
+def test_a_small_limit_of_address_space_is_said_before_torch_crashes(gigabytes: float, said: str):
+    import resource
+
+    limit = int(gigabytes * 1e9)
+    done = subprocess.run(
+        [sys.executable, "-m", "linnaeus", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.stderr.count("\n") == bool(said)
+    assert said in done.stderr

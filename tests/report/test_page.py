@@ -277,6 +277,18 @@ def test_a_broken_check_costs_only_what_it_found(run: Path, name: str, text: str
     assert name in line
 
 
+def test_a_check_that_was_removed_or_damaged_is_a_warning_of_the_command(run: Path):
+    """metrics.json names the files of the checks that the run has made."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"checks": ["check.json", "check-labels.json"]}))
+    (run / "check.json").write_text("{")
+    done = CliRunner().invoke(cli, ["report", str(run)])
+    assert done.exit_code == 0
+    assert "warning: check.json cannot be read (" in done.stderr
+    assert "warning: check-labels.json is missing; what it found is not shown" in done.stderr
+    assert "check-labels.json is missing" in page_of(run)
+
+
 def test_images_left_out_are_named(run: Path):
     rows = "".join(f"bad/{i}.jpg,cut short\n" for i in range(23))
     (run / "bad_images.csv").write_text("path,reason\n" + rows)

@@ -126,6 +126,7 @@ def test_a_solved_head_finds_labels_that_look_wrong(views: dict, tmp_path: Path,
     recipe = write_recipe(tmp_path / "r.toml", HEAD | views)
     run = linnaeus.train(tmp_path / "pics", str(recipe), out=tmp_path / "run", device="cpu", draw=False)
     content = json.loads((run.path / "check-labels.json").read_text(encoding="utf-8"))
+    assert "check-labels.json" in json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["checks"]
     wrong = [finding for finding in content["findings"] if finding["severity"] == "warning"]
     assert {finding["paths"][0]: finding["classes"] for finding in wrong} == {
         "train/2/0 3.png": ["2", "0"],
@@ -173,6 +174,7 @@ def test_a_solved_head_finds_missing_and_wrong_labels_of_several(tmp_path: Path)
     recipe = write_recipe(tmp_path / "r.toml", HEAD)
     run = linnaeus.train(source, str(recipe), out=tmp_path / "run", device="cpu", draw=False)
     content = json.loads((run.path / "check-labels.json").read_text(encoding="utf-8"))
+    assert "check-labels.json" in json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["checks"]
     found = {finding["paths"][0]: finding["detail"] for finding in content["findings"] if finding["classes"] == ["p0"]}
     assert set(list(found)[:4]) >= {"10.png", "11.png"}, "the most suspicious first"
     for path, has, *_ in rows[10:12]:

@@ -11,13 +11,14 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linnaeus.cli.replacing import refuse_to_replace
 from linnaeus.cli.settings import parse_settings
+from linnaeus.console import Console
 from linnaeus.distributed.environment import process_info
 from linnaeus.errors import MODEL, UserError, no_model, refuse_name
 from linnaeus.files import disk_errors
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # pydantic takes long to import
 
 MOST_ENTRIES = 2000  # a source with more files is not read here, because it will be read again
 MOST_BYTES = 1 << 22
+LITTLE_MEMORY = 4_000_000_000
+"""Bytes of address space. On one thread the import of torch takes 0.6 GB, and training small images 1.9 GB."""
 OTHER_FORMATS = frozenset(
     (
         ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".xlsx", ".xls", ".ods",
@@ -124,14 +127,24 @@ def _check_network(model: object, weights: object) -> None:
         raise UserError(f"{weights}: there is no such weights file; check the path, or see `linnaeus weights list`")
 
 
-def check_working_folder() -> None:
-    """Raise UserError where the working folder was removed."""
+def check_process() -> None:
+    """Raise UserError where the working folder was removed, and warn where the memory is limited (`ulimit -v`)."""
     try:
         Path.cwd()
     except FileNotFoundError:
         raise UserError(
             "the working folder has been removed; change to another one, and run the command again"
         ) from None
+    # The numerical libraries end the process by a signal where an allocation fails.
+    with suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if 0 <= limit < LITTLE_MEMORY:
+            Console().warn(
+                f"the address space is limited to {limit / 1e9:.1f} GB (ulimit -v), in which torch may crash without "
+                f"a message; allow {LITTLE_MEMORY / 1e9:.0f} GB"
+            )
 
 
 def check_device(name: str) -> None:

@@ -204,6 +204,8 @@ def report(run: str, source: str | None, code: str | None, device: str) -> None:
     console = make_console(sys.stderr)
     maps = None
     contents = read_run(Path(run))
+    for line in contents.check.damage if contents.check else ():
+        console.warn(line)
     if contents.model.arch["name"] == "custom" and code is None:
         console.say("no heat maps: the network's code is needed (--model FILE.py:FUNCTION)")
     else:

@@ -266,7 +266,7 @@ def main() -> None:
 def _run() -> None:
     """Run the command line, with every exception that the user can act on as one line."""
     try:
-        early.check_working_folder()  # the numerical libraries end the process without one
+        early.check_process()  # the numerical libraries end the process without one
         with StopSignals().listening():
             cli(standalone_mode=False)
     except UserError as error:

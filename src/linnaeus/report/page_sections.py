@@ -173,9 +173,9 @@ def findings(run: RunContents, images: Thumbnails) -> dict[str, Any]:
         groups.append({"severity": severity, "title": title, "n": n, "shown": shown, "more": n - len(shown)})
     return {
         "checked": run.check is not None,
-        "damaged": run.check is not None and run.check.damaged,
+        "damaged": run.check is not None and bool(run.check.damage),
         "groups": groups,
-        "notes": run.check.notes if run.check else [],
+        "notes": [*run.check.notes, *run.check.damage] if run.check else [],
         "bad": run.bad_images[:BAD_IMAGES],
         "bad_n": len(run.bad_images),
     }

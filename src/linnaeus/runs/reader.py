@@ -50,7 +50,7 @@ class RecordedCheck:
     findings: list[dict[str, Any]]  # each is {"kind", "severity", "paths", "classes", "detail"}
     notes: list[str]  # checks that were skipped, with the reason, and how labels were checked
     labels: int = 0  # number of labels that check-labels.json is about
-    damaged: bool = False  # whether a file could not be read; a note says which
+    damage: list[str] = field(default_factory=list)  # a line about each file that is missing or cannot be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ def read_run(path: Path) -> RunContents:
         splits=splits,
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
         recipe=read_text(path / RECIPE),
-        check=_checks(path),
+        check=_checks(path, metrics),
         finished=datetime.fromtimestamp((path / MODEL).stat().st_mtime),
     )
     if not set(run.measured) & {"valid", "test"}:
@@ -223,13 +223,18 @@ def _by_split(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
     return by_split
 
 
-def _checks(path: Path) -> RecordedCheck | None:
+def _checks(path: Path, metrics: dict[str, Any]) -> RecordedCheck | None:
     """The data check of a run folder, with the labels that look wrong to its solved head."""
-    found = [check for name in (CHECK, LABEL_CHECK) if (check := read_check(path / name)) is not None]
+    found, recorded = [], metrics.get("checks")
+    for name in (CHECK, LABEL_CHECK):
+        check = read_check(path / name)
+        if check is None and isinstance(recorded, list) and name in recorded:
+            check = RecordedCheck([], [], damage=[f"{name} is missing; what it found is not shown"])
+        found += [] if check is None else [check]
     if not found:
         return None
     findings, notes = [f for check in found for f in check.findings], [n for check in found for n in check.notes]
-    return RecordedCheck(findings, notes, damaged=any(check.damaged for check in found))
+    return RecordedCheck(findings, notes, damage=[line for check in found for line in check.damage])
 
 
 def label_lines(folder: Path) -> list[str]:
@@ -238,8 +243,8 @@ def label_lines(folder: Path) -> list[str]:
     Labels that are only improbable are in the file, but not in the line: some images are hard.
     """
     check = read_check(folder / LABEL_CHECK)
-    if check is not None and check.damaged:
-        return [f"labels    {check.notes[0]}"]
+    if check is not None and check.damage:
+        return [f"labels    {check.damage[0]}"]
     wrong = [finding for finding in (check.findings if check else ()) if finding["severity"] == "warning"]
     if check is None or not wrong:
         return []
@@ -276,7 +281,7 @@ def read_check(path: Path) -> RecordedCheck | None:
         return RecordedCheck(findings, list(map(str, content.get("notes", []))), int(content.get("labels", 0)))
     except (UserError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return RecordedCheck([], [f"{path.name} cannot be read ({reason}); what it found is not shown"], damaged=True)
+        return RecordedCheck([], [], damage=[f"{path.name} cannot be read ({reason}); what it found is not shown"])
 
 
 def recorded_contents(path: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.modelfile.safetensors import MODEL, ModelFile, read_header, read_model, versions, write_model
 from linnaeus.models import Network
 from linnaeus.runs.label_predictions import write_label_predictions
-from linnaeus.runs.layout import PREDICTIONS
+from linnaeus.runs.layout import CHECK, LABEL_CHECK, PREDICTIONS
 from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.runs.predictions import write_predictions
@@ -229,6 +229,7 @@ def _metrics(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvalua
         "epochs": len(prepared.folder.rows),
         "interrupted": outcome.interrupted,
         "bad_images": prepared.unreadable,
+        "checks": [name for name in (CHECK, LABEL_CHECK) if prepared.folder.file(name).is_file()],
         "micro_batch": {f"phase {number}": micro for number, micro in sorted(identity.tuned.micro.items())},
         "executors": identity.tuned.executors,
         "precision": {
