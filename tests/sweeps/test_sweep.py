@@ -373,6 +373,41 @@ def test_a_damaged_study_is_one_line(source: Path, recipe: str, tmp_path: Path):
         sweeps.sweep(source, recipe, LR, trials=2, out=tmp_path / "out", device="cpu", console=QUIET)
 
 
+@pytest.mark.parametrize("lost", [Path.unlink, lambda study: study.write_bytes(b"")], ids=["removed", "emptied"])
+def test_trials_whose_study_is_lost_are_not_replaced(source: Path, recipe: str, tmp_path: Path, lost):
+    out = tmp_path / "out"
+    sweeps.sweep(source, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
+    study, table = (out / "study.sqlite").read_bytes(), (out / "trials.csv").read_bytes()
+    lost(out / "study.sqlite")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"study\.sqlite: lacks trials that trials\.csv lists.*restore it"):
+            sweeps.sweep(source, recipe, LR, trials=1, out=out, device="cpu", console=QUIET)
+    assert (out / "trials.csv").read_bytes() == table
+    (out / "study.sqlite").write_bytes(study)
+    assert len(sweeps.sweep(source, recipe, LR, trials=2, out=out, device="cpu", console=QUIET).trials) == 2
+
+
+def test_a_kill_between_the_last_trial_and_its_files_costs_none_of_them(source: Path, recipe: str, tmp_path: Path):
+    out = tmp_path / "out"
+    sweeps.sweep(source, recipe, LR, trials=1, out=out, device="cpu", console=QUIET)
+    old = {name: (out / name).read_bytes() for name in ("trials.csv", "best.toml")}
+    sweeps.sweep(source, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
+    for name, content in old.items():
+        (out / name).write_bytes(content)
+    sweep = sweeps.sweep(source, recipe, LR, trials=2, out=out, device="cpu", console=QUIET)
+    assert len(rows(out)) == len(sweep.trials) == 2
+    assert " of 2 trials (2 complete)" in sweep.recipe.read_text(encoding="utf-8")
+    sweep.recipe.unlink()
+    assert sweeps.sweep(source, recipe, LR, trials=2, out=out, device="cpu", console=QUIET).recipe.is_file()
+
+
+def test_a_missing_recipe_of_the_best_trial_is_one_line(source: Path, recipe: str, tmp_path: Path):
+    sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+    (tmp_path / "out" / "trials" / "0.toml").unlink()
+    with pytest.raises(UserError, match=r"0\.toml: cannot be read \(No such file.*best\.toml is made from it; restore"):
+        sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "out", device="cpu", console=QUIET)
+
+
 def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="pip install optuna"):

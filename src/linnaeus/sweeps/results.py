@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from linnaeus.text import percent
 if TYPE_CHECKING:
     from linnaeus.report.sweep_plot import SweepImage
 
-BEST = "best.toml"
+BEST, TRIALS = "best.toml", "trials.csv"
 COLUMNS = (
     *("trial", "state", "n", "correct", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy", "loss"),
     *("phase", "epoch", "epochs", "seconds", "same_as", "reason"),
@@ -68,15 +71,28 @@ class SweepFolder:
         """Keep the recipe of a trial, including values tuned during the run, such as the learning rate."""
         shutil.move(folder / "recipe.toml", self.recipe(number))
 
+    def known(self) -> int:
+        """The number of trials, finished or not, that the study had when trials.csv was written; 0 without it."""
+        with suppress(OSError), (self.path / TRIALS).open(encoding="utf-8", errors="replace", newline="") as file:
+            first = [row[0] for row in csv.reader(file) if row]
+            return max((int(cell) + 1 for cell in first if re.fullmatch("[0-9]{1,9}", cell)), default=0)
+        return 0
+
     def write(self, trials: Sequence[Trial], base: Recipe, space: Space, fingerprint: str) -> None:
         """Write trials.csv, and best.toml if a trial is complete. `fingerprint` is that of the source."""
-        with csv_file(self.path / "trials.csv") as writer:
+        with csv_file(self.path / TRIALS) as writer:
             writer.writerow([*COLUMNS, *space])
             writer.writerows(self._row(trial, space) for trial in trials)
         best = best_of(trials, base.best)
         if best is not None:
             original = best.number if best.same_as is None else best.same_as
-            text = self.recipe(original).read_text(encoding="utf-8")
+            try:
+                text = self.recipe(original).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{self.recipe(original)}: cannot be read ({getattr(error, 'strerror', error)}), and {BEST} is "
+                    "made from it; restore it, or start again with another --out"
+                ) from None
             record = f'\n[sweep]\ntrials = {len(trials)}\nfingerprint = "{fingerprint}"\n'
             write_text(self.path / BEST, header(best, trials, base, space) + text + record)
 

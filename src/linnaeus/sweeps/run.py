@@ -87,11 +87,13 @@ def sweep(
     }
     refuse_inside(out or "runs", table)
     folder = SweepFolder.create(out, base.name)
+    known = folder.known()  # before the study, which only grows
     record_description(folder.path, description, absolute_source(str(source)))
     # Pruning begins after a quarter of the epochs: before, learning rates are still warming up.
     warmup = 1 + sum(phase.epochs for phase in base.phase) // 4
     with study_errors(folder.path):
         study = Study(folder.path, dimensions, minimize=base.best == "loss", seed=base.seed, warmup=warmup)
+        study.require(known)
         print_introduction(console, folder.path, base, study, trials)
         worker = _Worker(source, base, table.fingerprint(), study, folder, device, _TrialConsole(console))
         # A grid smaller than the number of trials ends when each combination was tried.
@@ -256,7 +258,10 @@ class _Worker:
         """Draw the plot and return the result. Raises JobError if no trial was completed, after Ctrl-C StoppedError."""
         from linnaeus.report.plots import advice, sweep_plot
 
-        trials = self.study.trials()
+        with self.study.locked():
+            trials = self.study.trials()
+            # A process that was killed after its last trial had no time to write them.
+            self.folder.write(trials, self.base, self.study.space, self.fingerprint)
         best = best_of(trials, self.base.best)
         if best is None and interrupted:
             raise StoppedError(signal.SIGINT, f"no trial was completed yet; {self._advice()}")

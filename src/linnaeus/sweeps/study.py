@@ -185,6 +185,14 @@ class Study:
         """All trials that have started, by number; a lost trial is replaced by its repetition."""
         return [Trial.of(trial) for trial in _started(self.study.get_trials(deepcopy=False))]
 
+    def require(self, known: int) -> None:
+        """Raise UserError if the study has fewer than the `known` trials of trials.csv, which would be replaced."""
+        if known > len(self.study.get_trials(deepcopy=False)):
+            raise UserError(
+                f"{self.folder / STUDY}: lacks trials that trials.csv lists, which would be replaced; restore it, or "
+                "start again with another --out"
+            )
+
     def importances(self) -> dict[str, float]:
         """Dotted key -> its share of the effect on the objective (`importance.importances`)."""
         complete = self.study.get_trials(deepcopy=False, states=(_optuna().trial.TrialState.COMPLETE,))
