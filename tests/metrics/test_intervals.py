@@ -9,7 +9,9 @@ from scipy import stats
 from linnaeus.metrics.bootstrap import average_precision, percentile_interval, resample_weights
 from linnaeus.metrics.classification import Metrics, compute_metrics, figures
 from linnaeus.metrics.intervals import (
+    Estimate,
     exact_interval,
+    interval_of_mean,
     lowest_mean,
     most_successes,
     proportion_interval,
@@ -220,11 +222,46 @@ def test_every_mean_of_a_perfect_sample_has_an_interval():
         pytest.approx(1 - 4.0272 * (1 - 0.025 ** (1 / 150)), abs=1e-4),
         1.0,
     )
-    assert found.classes[0]["f1"].ci95 == found.classes[0]["roc_auc"].ci95 == (pytest.approx(0.025 ** (1 / 30)), 1.0)
+    assert found.classes[0]["roc_auc"].ci95 == (pytest.approx(0.025 ** (1 / 30)), 1.0)
+    low = wilson(30, 30)[0]  # of the images that are of the class or predicted as it
+    assert found.classes[0]["f1"].ci95 == (pytest.approx(2 * low / (1 + low)), 1.0)
     decisions = np.eye(5, dtype=bool)[labels]
     several = compute_label_metrics(Outputs(decisions, np.where(decisions, 9.0, -9.0)), decisions)
     assert several["macro_f1"].ci95 == (bound, 1.0)
     assert several["map"].ci95 == found["macro_average_precision"].ci95
+
+
+def test_a_class_of_three_images_does_not_narrow_the_intervals_of_means():
+    """Most samples have all three right, which resamples cannot doubt: percentiles alone covered 80 % or fewer."""
+    supports, wrong = np.array([30, 30, 30, 30, 3]), 0.05
+    rows = np.full((5, 5), wrong / 4) + (1 - 1.25 * wrong) * np.eye(5)
+    cells = rows * supports[:, None] / supports.sum()
+    hits, support, predicted = np.diag(cells), cells.sum(1), cells.sum(0)
+    truth = {
+        "macro_f1": (2 * hits / (support + predicted)).mean(),
+        "macro_precision": (hits / predicted).mean(),
+        "balanced_accuracy": (hits / support).mean(),
+    }
+    rng, covered = np.random.default_rng(0), dict.fromkeys(truth, 0)
+    for _ in range(60):
+        drawn = rng.choice(25, supports.sum(), p=cells.ravel())
+        logits = np.eye(5)[drawn % 5] + rng.random((len(drawn), 5)) / 2
+        found = compute_metrics(Outputs(drawn // 5, logits))
+        for name, value in truth.items():
+            low, high = found[name].ci95 or (1.0, 0.0)
+            covered[name] += low <= value <= high
+    assert min(covered.values()) >= 55, covered
+
+
+def test_the_interval_of_a_mean_follows_from_those_of_its_parts():
+    parts = [Estimate(0.9, (0.8, 0.95)), Estimate(0.5, (0.2, 0.7)), Estimate(None)]
+    low, high = interval_of_mean(parts)
+    mean = (0.9 + 0.5 + 0) / 3
+    assert low == pytest.approx(mean - np.sqrt(0.1**2 + 0.3**2) / 3)
+    assert high == pytest.approx(mean + np.sqrt(0.05**2 + 0.2**2 + 1) / 3)
+    assert Estimate(mean, (0.1, mean)).at_least(parts).ci95 == (0.1, high), "the wider of both on each side"
+    assert Estimate(1.0, (0.97, 1.0)).at_least(parts).ci95 == (0.97, 1.0), "an exact one is kept"
+    assert Estimate(None).at_least(parts) == Estimate(None)
 
 
 def test_an_average_precision_below_its_bound_is_seldom_perfect():

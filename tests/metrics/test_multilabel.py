@@ -8,6 +8,8 @@ from sklearn import metrics as reference
 from sklearn.linear_model import LogisticRegression
 
 from linnaeus.errors import UserError
+from linnaeus.metrics.classification import compute_metrics
+from linnaeus.metrics.intervals import Estimate, wilson
 from linnaeus.metrics.label_assessment import assess_labels
 from linnaeus.metrics.label_calibration import NEVER, LabelCalibration, choose_threshold, cross_fit_labels, fit_label
 from linnaeus.metrics.multilabel import LabelFigures, compute_label_metrics, headline, label_figures, map_by_chance
@@ -20,6 +22,35 @@ def outputs(n: int = 200, labels: int = 5, seed: int = 0, groups: int = 0, skill
     y = generator.random((n, labels)) < np.linspace(0.5, 0.08, labels)
     z = (skill * (y - 0.5) + generator.normal(size=(n, labels))).round(1)  # rounded, so that some are equal
     return Outputs(y, z.astype(np.float32), np.arange(n) % groups if groups else None)
+
+
+def test_averages_over_pairs_that_are_all_right_or_all_wrong_have_an_interval():
+    """The pairs of an image are no independent evidence: 40 images with 3 labels are as 40, not as 120."""
+    labels = np.arange(120).reshape(40, 3) % 4 < 2
+    out = Outputs(labels, np.where(labels, 9.0, -9.0))
+    names = ("micro_precision", "micro_recall", "micro_f1", "micro_average_precision", "map")
+    right = compute_label_metrics(out, labels)
+    for name in names:
+        low, high = right[name].ci95 or (0, 0)
+        assert right[name].value == high == 1, name
+        assert 0.5 < low < wilson(40, 40)[0] + 0.06, name
+    assert right["micro_recall"].ci95[0] < wilson(40, 40)[0]  # type: ignore[index]
+    wrong = compute_label_metrics(out, ~labels)
+    for name in names[:3]:
+        low, high = wrong[name].ci95 or (1, 1)
+        assert wrong[name].value == low == 0, name
+        assert 0.03 < high < 0.3, name
+
+
+def test_a_ranking_without_another_kind_of_image_measures_nothing():
+    """All orders of images of one class have an average precision of 1."""
+    only = compute_metrics(Outputs(np.zeros(20, np.int64), np.random.default_rng(0).normal(size=(20, 3))))
+    assert only["macro_average_precision"] == only.classes[0]["average_precision"] == Estimate(1.0)
+    labels = np.stack([np.ones(20, bool), np.arange(20) < 10], 1)
+    found = compute_label_metrics(Outputs(labels, np.where(labels, 9.0, -9.0)), labels)
+    assert found.labels[0]["average_precision"] == Estimate(1.0)
+    assert found.labels[1]["average_precision"].ci95 is not None
+    assert found["map"].ci95 is not None
 
 
 def test_values_are_those_of_scikit_learn():

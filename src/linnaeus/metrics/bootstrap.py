@@ -199,7 +199,6 @@ class WeightedSample:
             "balanced_accuracy": mean_where(recall, occurs),
             "macro_precision": mean_where(tp / np.maximum(predicted, 1e-30), occurs),
             "macro_f1": mean_where(f1, occurs),
-            "f1": f1,
         }
         for name, equal_mass in (("ece", False), ("ece_equal_mass", True)):
             bins = bin_indices(confidence, equal_mass=equal_mass)

@@ -17,8 +17,8 @@ ROC AUC, AP             area under the ROC curve and average precision of a clas
                         class does not occur, and the area where nothing else does
 ECE                     expected calibration error (`calibration.calibration_error`)
 
-Proportions of images have Wilson's interval (intervals.py), all other metrics a bootstrap interval (bootstrap.py); both
-account for images in groups.
+Proportions of images, and F1, have Wilson's interval (intervals.py), all other metrics a bootstrap interval
+(bootstrap.py), that of means over classes widened where a class has few images; all account for images in groups.
 
 Where a new metric goes: a term that is averaged over the images becomes a property of `Outputs`. Its weighted mean, or
 any other statistic of weighted images, goes into `WeightedSample.metrics` (bootstrap.py), which gives it an interval.
@@ -193,9 +193,11 @@ def class_metrics(
         return Estimate.proportion(hits[of], None if groups is None else groups[of])
 
     estimates = {"precision": share(labels, decisions), "recall": share(decisions, labels)}
-    for name, cost in (("f1", 1.0), ("average_precision", rank_cost(int(labels.sum())))):
-        estimates[name] = drawn.estimate(name, index).where_all_right([labels], groups, cost)
-    estimates["roc_auc"] = area
+    estimates["f1"] = Estimate.f1(labels, decisions, groups)
+    ranking = drawn.estimate("average_precision", index)
+    if not labels.all():  # else it is 1 in any order, which is no measurement
+        ranking = ranking.where_all_right([labels], groups, rank_cost(int(labels.sum())))
+    estimates |= {"roc_auc": area, "average_precision": ranking}
     hits = int((labels & decisions).sum())
     return ClassMetrics(index, int(labels.sum()), int(decisions.sum()), hits, estimates)
 
@@ -254,23 +256,31 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     sample = WeightedSample(outputs)
     drawn = resample(sample, seed)
     correct, predicted, groups = outputs.correct, outputs.predicted, outputs.groups
-    occurring, most = np.unique(outputs.labels), rank_cost(int(np.bincount(outputs.labels).max()))
-
-    def mean(name: str, of: np.ndarray, cost: float = 1.0) -> Estimate:
-        """A metric that is a mean over the classes `of` (n,) images."""
-        return drawn.estimate(name).where_all_right((of == c for c in occurring), groups, cost)
-
+    occurring = np.unique(outputs.labels).tolist()
     overall = {
         "accuracy": Estimate.proportion(correct, groups),
         "top5": Estimate.proportion(outputs.in_top(5), groups) if classes > FEW_CLASSES else Estimate(None),
-        "balanced_accuracy": mean("balanced_accuracy", outputs.labels),
-        "macro_precision": mean("macro_precision", predicted),
-        "macro_recall": mean("balanced_accuracy", outputs.labels),
     }
     probabilities = outputs.probabilities
     areas, mean_area = roc_estimates(
         ((probabilities[:, c], outputs.labels == c) for c in range(classes)), outputs.groups
     )
+    rows = tuple(
+        class_metrics(c, outputs.labels == c, predicted == c, groups, drawn, area) for c, area in enumerate(areas)
+    )
+
+    def mean(name: str, part: str, of: np.ndarray) -> Estimate:
+        """A metric that is a mean of `part` over the classes; those of the images are `of`, (n,)."""
+        estimate = drawn.estimate(name).where_all_right((of == c for c in occurring), groups)
+        return estimate.at_least([rows[c][part] for c in occurring])
+
+    recall = mean("balanced_accuracy", "recall", outputs.labels)
+    overall |= {"balanced_accuracy": recall, "macro_precision": mean("macro_precision", "precision", predicted)}
+    overall |= {"macro_recall": recall, "macro_f1": mean("macro_f1", "f1", outputs.labels)}
+    ranking = drawn.estimate("macro_average_precision")
+    if len(occurring) > 1:  # else it is 1 in any order
+        most = rank_cost(int(np.bincount(outputs.labels).max()))
+        ranking = ranking.where_all_right((outputs.labels == c for c in occurring), groups, most)
     # Where all answers are right, or all wrong, no resample has one of the other kind, whose loss would be far off.
     seen = 0 < correct.sum() < len(correct)
     losses = {name: drawn.estimate(name) for name in ("loss", "brier", "ece", "ece_equal_mass")}
@@ -278,16 +288,8 @@ def compute_metrics(outputs: Outputs, seed: int = 0) -> Metrics:
     return Metrics(
         n=len(correct),
         correct=int(correct.sum()),
-        overall=overall
-        | {
-            "macro_f1": mean("macro_f1", outputs.labels),
-            "macro_average_precision": mean("macro_average_precision", outputs.labels, most),
-        }
-        | {"macro_roc_auc": mean_area}
-        | losses,
-        classes=tuple(
-            class_metrics(c, outputs.labels == c, predicted == c, groups, drawn, area) for c, area in enumerate(areas)
-        ),
+        overall=overall | {"macro_average_precision": ranking, "macro_roc_auc": mean_area} | losses,
+        classes=rows,
         confusion=confusion_matrix(outputs.labels, predicted, classes),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,

@@ -9,6 +9,12 @@ In 60 samples each of 20 kinds, of five or ten classes with 3 to 40 images, it w
 At worst, where each error is more certain than all right answers, all are right in 8 % of the samples of an average
 precision below its bound, in 4 % for the area under the ROC curve, and in 2.5 % for the other means.
 
+Means over classes with few images have the bootstrap interval, widened to the one that follows from the intervals of
+the classes (`Estimate.at_least`). On 400 samples each of 21 kinds, of two to eight classes with 3 to 200 images and a
+recall of 0.7 to 0.97, it covered macro F1, macro precision and balanced accuracy in 91.2 to 100 %, the bootstrap alone
+in 50.0 to 96.5 %. F1 of a class is a function of a proportion, and has Wilson's interval: on 600 samples each of 30
+kinds, of 60 and 200 images, it covered F1 in 93.7 to 97.3 %, bootstrap percentiles in 71.0 to 95.7 %.
+
 Coverage was measured on 2,000 simulated samples each of 15 to 200 groups with 1 to 40 images, at an accuracy of 70 to
 98 % and an intra-group correlation from none to full. Of nominal 95 % intervals, plain Wilson intervals contained the
 true value in 28 to 97 % of the samples, and those of `proportion_interval` in 91.8 to 99.8 %.
@@ -21,6 +27,8 @@ Biometrika 26, 404-413, 1934.
 L. Kish, Survey Sampling, 1965, section 8.2.
 T. Wright, Exact confidence bounds when sampling from small finite universes, Springer, 1991.
 J. N. K. Rao and A. J. Scott, A simple method for the analysis of clustered binary data, Biometrics 48, 577-585, 1992.
+G. Y. Zou and A. Donner, Construction of confidence limits about effect measures: a general approach, Statistics in
+Medicine 27, 1693-1702, 2008.
 E. L. Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts
 estimated from survey data, Survey Methodology 24, 193-201, 1998.
 """
@@ -29,11 +37,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv, gammaln, stdtrit
+
+from linnaeus.text import ROUNDING
 
 NORMAL_QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution, for two-sided 95 % intervals."""
@@ -52,13 +62,37 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, ci95: Interval) -> Estimate:
-        """An estimate, undefined where the value is not finite."""
-        return cls(value, ci95) if math.isfinite(value) else cls(None)
+        """An estimate, undefined where the value is not finite; 1 where its terms were rounded to almost 1."""
+        if not math.isfinite(value):
+            return cls(None)
+        return cls(1.0 if abs(value - 1) < ROUNDING else value, ci95)
 
     @classmethod
     def proportion(cls, hits: np.ndarray, groups: np.ndarray | None) -> Estimate:
         """The share of `hits`, (n,) bool, among images of these groups, (n,) int64; undefined without images."""
         return cls(float(hits.mean()), proportion_interval(hits, groups)) if len(hits) else cls(None)
+
+    @classmethod
+    def f1(cls, labels: np.ndarray, decisions: np.ndarray, groups: np.ndarray | None) -> Estimate:
+        """F1 of `labels` and `decisions`, (n,) bool: a function of the share of both among the rows with either."""
+        either = labels | decisions
+        share = cls.proportion((labels & decisions)[either], None if groups is None else groups[either])
+        if share.value is None or share.ci95 is None:
+            return share
+        value, low, high = (2 * s / (1 + s) for s in (share.value, *share.ci95))
+        return cls(value, (low, high))
+
+    def at_least(self, parts: Sequence[Estimate]) -> Estimate:
+        """Of a mean of `parts`, with an interval that contains the one that follows from theirs.
+
+        Resamples of three images hardly vary: they are all right, or a third is wrong.
+        """
+        if self.value is None or (self.value == 1 and self.ci95 is not None):  # exact, by `where_all_right`
+            return self
+        low, high = interval_of_mean(parts)
+        if self.ci95 is not None:
+            low, high = min(low, self.ci95[0]), max(high, self.ci95[1])
+        return Estimate(self.value, (low, high))
 
     def where_all_right(self, rows: Iterable[np.ndarray], groups: np.ndarray | None, cost: float = 1.0) -> Estimate:
         """Of a mean over classes with the images `rows`, (n,) bool, with an interval also where all are right.
@@ -95,6 +129,18 @@ def proportion_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> t
     """
     effect, z = design_effect(hits, groups)
     return wilson(int(hits.sum()) / effect, len(hits) / effect, z)
+
+
+def interval_of_mean(parts: Sequence[Estimate]) -> tuple[float, float]:
+    """95 % interval of the mean of several shares, by the interval of each, as if they were independent.
+
+    The distances between a share and the ends of its interval add up as standard deviations do (Zou and Donner 2008).
+    An undefined share counts as 0 and may be anything.
+    """
+    values = np.array([part.value or 0.0 for part in parts])
+    ends = np.array([part.ci95 or (0.0, 1.0) for part in parts])
+    low, high = np.sqrt(((ends - values[:, None]) ** 2).sum(0)) / len(parts)
+    return max(0.0, float(values.mean() - low)), min(1.0, float(values.mean() + high))
 
 
 def exact_interval(hits: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:

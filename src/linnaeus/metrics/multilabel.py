@@ -13,7 +13,8 @@ Hamming loss            share of the pairs of which the decision is wrong
 loss                    binary cross-entropy in nats, summed over the labels and averaged over the images
 ECE                     of the pairs: mean over 15 bins of |share that has the label - mean probability|
 
-Proportions of images have Wilson's interval, all other metrics a bootstrap interval; images are drawn, or whole groups.
+Proportions of images or of pairs, and F1, have Wilson's interval, where the pairs of an image form a group; all other
+metrics have a bootstrap interval, that of means over labels widened where a label has few images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from linnaeus.metrics.bootstrap import average_precision, mean_where, resample, sample_values
+from linnaeus.metrics.bootstrap import Resampled, average_precision, mean_where, resample, sample_values
 from linnaeus.metrics.calibration import calibration_error
 from linnaeus.metrics.classification import ClassMetrics, Figures, class_metrics, estimate_entries, figures
 from linnaeus.metrics.intervals import Estimate, rank_cost
@@ -167,13 +168,17 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
     areas, mean_area = roc_estimates(
         ((probabilities[:, c], outputs.labels[:, c]) for c in range(sample.count)), outputs.groups
     )
-    named = ("map", "micro_average_precision", "macro_precision", "macro_recall", "macro_f1")
-    overall = {name: drawn.estimate(name) for name in (*named, "micro_precision", "micro_recall", "micro_f1")}
-    occurs = outputs.labels.any(0)
-    for name in ("map", "macro_precision", "macro_recall", "macro_f1"):
-        columns = (decisions if name == "macro_precision" else outputs.labels)[:, occurs].T
-        cost = rank_cost(int(outputs.labels.sum(0).max())) if name == "map" else 1.0
-        overall[name] = overall[name].where_all_right(columns, outputs.groups, cost)
+    rows = tuple(
+        class_metrics(c, outputs.labels[:, c], decisions[:, c], outputs.groups, drawn, area)
+        for c, area in enumerate(areas)
+    )
+    overall = _rankings(outputs, drawn)
+    occurring = np.flatnonzero(outputs.labels.any(0)).tolist()
+    for part in ("precision", "recall", "f1"):
+        columns = (decisions if part == "precision" else outputs.labels)[:, occurring].T
+        estimate = drawn.estimate(f"macro_{part}").where_all_right(columns, outputs.groups)
+        overall[f"macro_{part}"] = estimate.at_least([rows[c][part] for c in occurring])
+    overall |= _micro_averages(outputs, decisions)
     overall["macro_roc_auc"] = mean_area
     overall["subset_accuracy"] = Estimate.proportion(right, outputs.groups)
     overall |= {name: drawn.estimate(name) for name in ("hamming_loss", "loss")}
@@ -182,15 +187,44 @@ def compute_label_metrics(outputs: Outputs, decisions: np.ndarray) -> MultiLabel
         n=sample.n,
         correct=int(right.sum()),
         overall=overall,
-        labels=tuple(
-            class_metrics(c, outputs.labels[:, c], decisions[:, c], outputs.groups, drawn, area)
-            for c, area in enumerate(areas)
-        ),
+        labels=rows,
         together=co_occurrence(outputs.labels),
         resamples=drawn.resamples,
         ranking_resamples=drawn.ranking_resamples,
         groups=outputs.group_count,
     )
+
+
+def _rankings(outputs: Outputs, drawn: Resampled) -> dict[str, Estimate]:
+    """The average precisions over all labels."""
+    overall = {name: drawn.estimate(name) for name in ("map", "micro_average_precision")}
+    labels, (_, pair_images) = outputs.labels, _pairs(outputs)
+    ranked = labels[:, labels.any(0) & ~labels.all(0)]  # of other labels, any order is perfect
+    if ranked.size:
+        most = rank_cost(int(ranked.sum(0).max()))
+        overall["map"] = overall["map"].where_all_right(ranked.T, outputs.groups, most)
+    if labels.any() and not labels.all():
+        cost = rank_cost(int(labels.sum()))
+        micro = overall["micro_average_precision"]
+        overall["micro_average_precision"] = micro.where_all_right([labels.ravel()], pair_images, cost)
+    return overall
+
+
+def _micro_averages(outputs: Outputs, decisions: np.ndarray) -> dict[str, Estimate]:
+    """Precision, recall and F1 of all pairs of an image and a label."""
+    labels, groups = _pairs(outputs)
+    given = decisions.ravel()
+    return {
+        "micro_precision": Estimate.proportion(labels[given], groups[given]),
+        "micro_recall": Estimate.proportion(given[labels], groups[labels]),
+        "micro_f1": Estimate.f1(labels, given, groups),
+    }
+
+
+def _pairs(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    """(n * labels,) bool and int64: whether an image has a label, and its group, or the image where there are none."""
+    n, count = outputs.labels.shape
+    return outputs.labels.ravel(), np.repeat(np.arange(n) if outputs.groups is None else outputs.groups, count)
 
 
 def co_occurrence(labels: np.ndarray) -> np.ndarray:
@@ -222,12 +256,8 @@ class WeightedLabels:
                 "precision": tp / predicted,
                 "recall": tp / support,
                 "f1": 2 * tp / (support + predicted),
-                "micro_precision": tp.sum(0) / predicted.sum(0),
-                "micro_recall": tp.sum(0) / support.sum(0),
-                "micro_f1": 2 * tp.sum(0) / (support + predicted).sum(0),
             }
-            for name in ("precision", "recall", "f1"):
-                values[f"macro_{name}"] = mean_where(np.nan_to_num(values[name]), occurs)
+            values = {f"macro_{name}": mean_where(np.nan_to_num(of), occurs) for name, of in values.items()}
         wrong = (self.labels != self.decisions).sum(1).astype(np.float64)
         return values | {"loss": self.losses @ weights / total, "hamming_loss": wrong @ weights / total / self.count}
 
