@@ -267,3 +267,14 @@ def test_a_large_problem_takes_few_passes(several: bool, large: None):
     targets = np.stack([labels == k for k in range(6)], 1) if several else labels
     fit_linear_probe(x, targets, 6, all_folds=False, advance=lambda done, total, note: passes.append(done))
     assert passes[-1] < 110
+
+
+def test_a_sample_that_no_fold_holds_out_has_no_held_out_probabilities():
+    x, labels = blobs(60, 5, 3, 1.0)
+    fold = np.where(np.arange(60) % 3 == 0, -1, np.arange(60) % FOLDS)
+    head = fit_linear_probe(x, labels, 3, fold=fold)
+    assert head.held_out.tolist() == np.flatnonzero(fold >= 0).tolist()
+    assert head.probabilities.shape == (40, 3)
+    assert head.accuracies[head.penalty] == pytest.approx(
+        np.mean(head.probabilities.argmax(1) == labels[head.held_out])
+    )

@@ -120,6 +120,23 @@ def test_a_head_is_not_evaluated_on_altered_copies_of_what_it_has_seen(
     )
 
 
+def test_images_that_no_fold_can_hold_out_are_not_called_unseen(say, tmp_path: Path):
+    """The training images of class 2 are of one patient, so that every head has seen them."""
+    write_images(tmp_path / "pictures", each=16)
+    rows = ["path,label,group,split"]
+    for label in "012":
+        for i in range(16):
+            patient = f"{label}-{i // 4 if label != '2' or i < 4 else 4}"
+            rows.append(f"pictures/{label}/{label} {i}.png,{label},{patient},{'valid' if i < 4 else 'train'}")
+    (tmp_path / "patients.csv").write_text("\n".join(rows))
+    recipe = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1})
+    said = say("train", tmp_path / "patients.csv", "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
+    assert said.status == 0, said.err
+    assert "train 36 in 7 groups, valid 12 in 3 groups" in said.out
+    assert re.search(r"cross-validated training accuracy \d+\.\d % \(\d+ of 24, ", said.out)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]["held_out"]["n"] == 24
+
+
 @pytest.mark.parametrize(
     ("splits", "used", "idle"),
     [

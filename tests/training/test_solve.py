@@ -45,7 +45,7 @@ def test_versions_of_one_image_do_not_narrow_the_interval():
     rng = np.random.default_rng(0)
     labels, images = np.tile(rng.integers(0, 2, 40), 3), np.tile(np.arange(40), 3)
     probabilities = np.eye(2)[np.where(images < 8, 1 - labels, labels)]  # all versions of an image are predicted alike
-    head = SimpleNamespace(held_out=np.arange(120), probabilities=probabilities)
+    head = SimpleNamespace(held_out=np.arange(120), probabilities=probabilities, folds=5)
     low, high = wilson(32, 40)
     stated = _quality(cast(Any, head), labels, _interval(cast(Any, head), labels, images), views=3)
     found = [float(text) for text in re.findall(r"(\d+\.\d) %", stated.partition("interval")[2])]

@@ -86,7 +86,7 @@ def suspicious_labels(table: Table, embeddings: Embeddings) -> list[Finding]:
     # Copies in two folds would confirm each other's wrong labels.
     fold = stratified_folds(compact, groups=groups)
     head = fit_linear_probe(torch.from_numpy(embeddings.values[rows]), compact, len(present), fold=fold)
-    return label_findings(table, embeddings.indices[rows], head.probabilities, present)
+    return label_findings(table, embeddings.indices[rows[head.held_out]], head.probabilities, present)
 
 
 def held_out_findings(table: Table, samples: np.ndarray, probabilities: np.ndarray) -> list[Finding]:
@@ -170,7 +170,8 @@ def suspicious_label_sets(table: Table, embeddings: Embeddings) -> list[Finding]
     sets = labels[:, frequent]
     fold = stratified_folds(sets, groups=table.group_numbers(embeddings.indices))
     head = fit_linear_probe(torch.from_numpy(embeddings.values.copy()), sets, len(frequent), fold=fold)
-    held_out = np.where(fold[:, None] >= 0, head.probabilities, sets)  # what no fold held out is never suspicious
+    held_out = sets.astype(np.float64)  # what no fold held out is never suspicious
+    held_out[head.held_out] = head.probabilities
     return label_set_findings(table, embeddings.indices, held_out, frequent)
 
 

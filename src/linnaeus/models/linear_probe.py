@@ -54,9 +54,11 @@ class LinearProbe:
     accuracies: dict[float, float]
     """Penalty -> accuracy on the held-out samples; empty where there may be several labels."""
     held_out: np.ndarray
-    """(m,) int64, ascending: samples with a held-out prediction. All of them, or those of the first fold."""
+    """(m,) int64, ascending: samples with a held-out prediction. All that some fold holds out, or the first fold."""
     probabilities: np.ndarray
     """(m, classes): their predictions by the probe of the fold that held them out, at the chosen penalty."""
+    folds: int
+    """Folds that were held out: FOLDS, or 1."""
     training_logits: Tensor
     """(n, classes): logits of each sample by this head, which has seen it."""
 
@@ -101,7 +103,7 @@ def fit_linear_probe(
     folds = [Folds.of(problem, torch.from_numpy(fold).to(x.device), numbers, progress) for numbers in together]
     search = PenaltySearch(folds[0], progress)
     best = search.run()
-    held_out, probabilities = _held_out_probabilities(folds if all_folds else folds[:1], best, progress)
+    held_out, probabilities = _held_out_probabilities(folds if all_folds else folds[:1], fold, best, progress)
     progress.begin("all images", 0)
     final = replace(problem, evaluated=progress.passed)
     # The mean over the folds is close to the solution on all samples. The curvature of one fold is of no use: where its
@@ -113,9 +115,8 @@ def fit_linear_probe(
     # Undo rotation and standardization: W z + b with z = (f - mean) / std becomes weight f + bias.
     weight = (solution[:, :-1] if rotation is None else solution[:, :-1] @ rotation.T) / std
     bias = solution[:, -1] - weight @ mean
-    return LinearProbe(
-        weight, bias, best.penalty, search.losses, search.accuracies, held_out, probabilities, training_logits
-    )
+    trials, predicted = (search.losses, search.accuracies), FOLDS if all_folds else len(together[0])
+    return LinearProbe(weight, bias, best.penalty, *trials, held_out, probabilities, predicted, training_logits)
 
 
 def _problem(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None, windows: int) -> Problems:
@@ -130,7 +131,7 @@ def _problem(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None
 
 
 def _held_out_probabilities(
-    folds: list[Folds], best: Candidate, progress: SearchProgress
+    folds: list[Folds], fold: np.ndarray, best: Candidate, progress: SearchProgress
 ) -> tuple[np.ndarray, np.ndarray]:
     """(m,) samples of `folds`, ascending, and their probabilities (m, classes) by the probes that have not seen them.
 
@@ -147,7 +148,8 @@ def _held_out_probabilities(
     samples, order = torch.cat(rows).sort()
     logits = torch.cat(z)[order]
     probabilities = torch.sigmoid(logits) if folds[0].labels.ndim == 2 else F.log_softmax(logits, 1).exp()
-    return samples.cpu().numpy(), probabilities.cpu().numpy()
+    unseen = fold[samples.cpu().numpy()] >= 0  # every probe has seen a sample that no fold holds out
+    return samples.cpu().numpy()[unseen], probabilities.cpu().numpy()[unseen]
 
 
 def _standardize(x: Tensor) -> tuple[Tensor, Tensor]:

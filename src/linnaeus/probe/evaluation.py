@@ -136,8 +136,8 @@ class ProbeEvaluator:
             unseen = self.unseen[indices[seen:]]
             evaluated, predicted = seen + np.flatnonzero(unseen), answers[unseen]
         else:
-            evaluated = np.flatnonzero(fold >= 0)  # the only image of a class cannot be held out
-            predicted = head.probabilities[evaluated].argmax(1)
+            evaluated = head.held_out  # not the only image of a class
+            predicted = head.probabilities.argmax(1)
         # In the order of the table, so that the paired tests compare equal images.
         order = np.argsort(indices[evaluated])
         return HeldOutAnswers(indices[evaluated][order], (predicted == labels[evaluated])[order], width, head.penalty)

@@ -91,7 +91,7 @@ def _solve_on(
             features, labels, run.classes, fold=fold, weights=weights, all_folds=False, advance=advance
         )
     if not run.seen:
-        recorder.record_held_out(*_held_out_probabilities(head, fold, n))
+        recorder.record_held_out(*_held_out_probabilities(head, views))
     # Views of one image are not independent, and neither are images of one group.
     images_of = groups if views == 1 else np.tile(np.arange(n) if groups is None else groups, views)
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
@@ -131,12 +131,11 @@ def _fill(features: Tensor, run: PhaseRun, engine: Engine, console: Console) -> 
     return np.concatenate([batches.labels] * views)
 
 
-def _held_out_probabilities(head: LinearProbe, fold: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) of the n images, and their probabilities (m, classes) by heads that had not seen them: means over views."""
-    unseen = fold[head.held_out] >= 0
-    images, probabilities = head.held_out[unseen], head.probabilities[unseen]
-    views = len(fold) // n  # one after the other, with the same images held out in each
-    return images[: len(images) // views], probabilities.reshape(views, -1, probabilities.shape[-1]).mean(0)
+def _held_out_probabilities(head: LinearProbe, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) of the images, and their probabilities (m, classes) by heads that had not seen them: means over views."""
+    # One view after the other, with the same images held out in each.
+    images, probabilities = head.held_out[: len(head.held_out) // views], head.probabilities
+    return images, probabilities.reshape(views, len(images), probabilities.shape[-1]).mean(0)
 
 
 def _held_out_images(head: LinearProbe, n: int) -> int:
@@ -150,11 +149,11 @@ def _most_frequent(head: LinearProbe, labels: np.ndarray) -> int:
 
 
 def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
-    """95 % interval of the accuracy of the held-out probabilities; None with several labels.
+    """95 % interval of the accuracy of the held-out probabilities; None with several labels, and without any of them.
 
     `labels` (n, …) and `groups` (n,), which numbers correlated samples, are those of all samples of the head.
     """
-    if labels.ndim > 1:
+    if labels.ndim > 1 or not len(head.held_out):
         return None
     hits = head.probabilities.argmax(1) == labels[head.held_out]
     return proportion_interval(hits, None if groups is None else groups[head.held_out])
@@ -165,9 +164,12 @@ def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float
 
     `labels` (n, …) are those of all samples of the head: all images once for each of their `views`.
     """
-    images = counted(_held_out_images(head, len(labels) // views), "image")
-    whole, labels = len(head.held_out) == len(labels), labels[head.held_out]
-    how = "cross-validated training" if whole else "one fold was held out: its"
+    n = len(labels) // views
+    held_out, labels = _held_out_images(head, n), labels[head.held_out]
+    if not held_out:
+        return "no cross-validated accuracy, because each class has only one image, or one group of them"
+    images = counted(held_out, "image")
+    how = "cross-validated training" if head.folds > 1 else "one fold was held out: its"
     if interval is not None:
         hits = head.probabilities.argmax(1) == labels
         # Of the views of an image, some may be hit and others not: there is no number of images that are hit.

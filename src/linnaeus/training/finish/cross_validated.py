@@ -35,8 +35,7 @@ def cross_validated_scores(
         distance[out] = distances(features[out], reference_vectors(features[~out], labels[~out]))
     probe = fit_linear_probe(torch.tensor(features), labels, int(labels.max()) + 1, fold=fold)
     outputs = Outputs(labels[probe.held_out], np.log(np.maximum(probe.probabilities, SMALLEST)))
-    held_out = fold[probe.held_out] >= 0
-    return distance[probe.held_out][held_out], outputs.at(temperature).confidence[held_out]
+    return distance[probe.held_out], outputs.at(temperature).confidence
 
 
 def cross_validated_thresholds(
