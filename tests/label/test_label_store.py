@@ -86,6 +86,40 @@ def test_images_of_no_class_stand_in_a_file_of_their_own(tmp_path: Path):
     assert "b.jpg" in store.unknown_csv.read_text()
 
 
+@pytest.mark.parametrize("lost", ["journal", "line"])
+def test_images_of_no_class_survive_the_loss_of_their_journal(tmp_path: Path, lost: str):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    store.answer([Answer("b.jpg", UNKNOWN)])
+    store.answer([Answer("c.jpg", UNKNOWN)])
+    store.answer([Answer("c.jpg", "rose")])
+    journal = store.journal.path
+    if lost == "journal":  # it is in a hidden folder, which copies leave behind
+        journal.unlink()
+    else:
+        journal.write_bytes(journal.read_bytes().replace(b'"b.jpg"', b'"B.jpg"'))
+    again = store_of(tmp_path)
+    again.answer([Answer("d.jpg", "rose")])
+    again.undo(again.answer([Answer("e.jpg", UNKNOWN)]))
+    assert current(again) == {"a.jpg": "rose", "b.jpg": UNKNOWN, "c.jpg": "rose", "d.jpg": "rose"}
+    assert [line.split(",")[:3] for line in again.unknown_csv.read_text().splitlines()[1:]] == [
+        ["b.jpg", "unknown", "human"]
+    ]
+    assert shown(again) == {"a.jpg": "rose", "c.jpg": "rose", "d.jpg": "rose"}
+
+
+def test_a_row_of_no_class_that_was_not_yet_removed_is_no_answer(tmp_path: Path):
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", UNKNOWN)])
+    before = store.unknown_csv.read_bytes()
+    store.answer([Answer("a.jpg", "rose")])
+    store.unknown_csv.write_bytes(before)
+    assert current(store_of(tmp_path)) == {"a.jpg": "rose"}
+    store.journal.path.unlink()
+    store.unknown_csv.write_bytes(before)
+    assert current(store_of(tmp_path)) == {"a.jpg": "rose"}
+
+
 def test_edits_of_the_file_are_answers_and_missing_rows_are_restored(tmp_path: Path):
     store = store_of(tmp_path)
     store.answer([Answer("a.jpg", "rose")])
@@ -259,6 +293,31 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path):
     (tmp_path / "labels.csv").write_text("name,weight\nx,7\n")
     with pytest.raises(UserError, match=r"labels\.csv:1: has no columns path and label"):
         store_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("path,label,age\na.jpg,unknown,7\n", "has the column 'age'"),
+        ("name,weight\nx,7\n", "no columns path and label"),
+        ("path,label\na.jpg,rose\n", "a.jpg has the label 'rose', .*rename"),
+    ],
+)
+def test_a_file_of_somebody_else_in_the_place_of_the_images_of_no_class_is_not_replaced(
+    tmp_path: Path, content: str, reason: str
+):
+    other = tmp_path / "labels-unknown.csv"
+    other.write_text(content)
+    with pytest.raises(UserError, match=rf"labels-unknown\.csv.*{reason}"):
+        store_of(tmp_path)
+    other.unlink()
+    store = store_of(tmp_path)
+    store.answer([Answer("a.jpg", "rose")])
+    other.write_text(content)  # while it is labelled
+    store.answer([Answer("b.jpg", UNKNOWN)])
+    assert "labels-unknown.csv" in store.problem
+    assert other.read_text() == content
+    assert current(store) == {"a.jpg": "rose", "b.jpg": UNKNOWN}
 
 
 def test_labels_of_another_file_are_taken_over_for_images_without_one(tmp_path: Path):

@@ -3,8 +3,8 @@
 The journal is written first, and what it holds counts. A process that is killed in between leaves a file that lacks the
 last action; it is completed when the folder is opened again. A file that cannot be written or read for a while, because
 the disk is full or somebody has half edited it, is completed as soon as possible. Rows that somebody has added to the
-file, or given another label, are taken over as answers; rows that are missing are written again, because a kill or a
-full disk may be the reason.
+file, or given another label, are taken over as answers, also where the journal was lost; rows that are missing are
+written again, because a kill or a full disk may be the reason.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from linnaeus.files import csv_file, disk_errors
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
 
+UNKNOWN_CELL = "unknown"
+"""The label UNKNOWN in a file."""
+
 
 @dataclass
 class LabelStore:
@@ -36,7 +39,7 @@ class LabelStore:
     csv: Path
     journal: Journal
     problem: str = ""  # why the files do not hold what the journal holds; empty if they do
-    _written: tuple[int, ...] | None = None  # version of the file as this process has written it; None: unknown
+    _written: tuple[object, ...] | None = None  # versions of the files as this process has written them; None: unknown
 
     @classmethod
     def open(cls, folder: Path, csv_file: Path) -> LabelStore:
@@ -107,24 +110,43 @@ class LabelStore:
         return len(answers)
 
     def _take_over_edits(self) -> None:
-        """Append rows that were added, or given another label, since the CSV was written."""
+        """Append rows that were added, or given another label, since the files were written.
+
+        Of the images of no class only those without any label: an image can stand in both files for a moment.
+        """
         version = self._version()
-        if version is None or version == self._written:
+        if version == self._written:
             return
         # A row that states an answer of the journal, with its time, is an old one that was not yet replaced.
         known = {(a.path, a.label, record.time) for record in self.journal.records for a in record.answers}
-        edits, labels = [], self.journal.labels
-        for path, label, provenance, time in self._read():
+        edits, labels = dict[str, Answer](), self.journal.labels
+        for path, label, provenance, time in (*self._read(self.csv), *self._read_unknown()):
             current = labels.get(path)
-            if (path, label, time) not in known and (current is None or current.label != label):
-                edits.append(Answer(path, label, provenance if provenance in PROVENANCES else HUMAN))
+            is_new = (
+                current is None and path not in edits if label == UNKNOWN else not current or current.label != label
+            )
+            if is_new and (path, label, time) not in known:
+                edits[path] = Answer(path, label, provenance if provenance in PROVENANCES else HUMAN)
         if edits:
-            self.journal.append(edits)
+            self.journal.append([*edits.values()])
             self._rewrite()
 
-    def _read(self) -> list[list[str]]:
-        """The rows of the CSV as [path relative to the folder, label, provenance, time]. Raises UserError."""
-        text = read_text(self.csv)
+    def _read_unknown(self) -> list[list[str]]:
+        """The rows of the images of no class, with the label UNKNOWN. Raises UserError for a file of somebody else."""
+        rows = self._read(self.unknown_csv)
+        for path, label, _, _ in rows:
+            if label != UNKNOWN_CELL:
+                raise UserError(
+                    f"{self.unknown_csv}: {path} has the label {label!r}, and this file is for the label "
+                    f"{UNKNOWN_CELL!r} alone; rename the file, or choose another file with --out"
+                )
+        return [[path, UNKNOWN, provenance, time] for path, _, provenance, time in rows]
+
+    def _read(self, file: Path) -> list[list[str]]:
+        """The rows of a CSV as [path relative to the folder, label, provenance, time]. Raises UserError."""
+        if self._version_of(file) is None:
+            return []
+        text = read_text(file)
         # A row without its newline may be half written.
         end = text.rfind("\n") + 1
         if text[end:] and self.journal.records:
@@ -135,12 +157,12 @@ class LabelStore:
         reader = csv.reader(io.StringIO(text, newline=""))
         header = [name.strip().lower() for name in next(reader, [])]
         if header and ("path" not in header or "label" not in header):
-            raise UserError(f"{self.csv}:1: has no columns path and label; choose another file with --out")
+            raise UserError(f"{file}:1: has no columns path and label; choose another file with --out")
         others = [name for name in header if name not in LABELS_CSV]
         if others:
             raise UserError(
-                f"{self.csv}:1: has the column {others[0]!r}, which labelling would lose; start from it with "
-                f"--labels {self.csv} and write to another file with --out"
+                f"{file}:1: has the column {others[0]!r}, which labelling would lose; start from it with "
+                f"--labels {file} and write to another file with --out"
             )
         rows = []
         for cells in reader:
@@ -148,12 +170,17 @@ class LabelStore:
             path, label = row.get("path", ""), class_name(row.get("label", ""))
             # Rows without a label are not mistakes: people keep them as reminders.
             if path and label:
-                rows.append([self._inside(self.csv, path), label, row.get("provenance", ""), row.get("time", "")])
+                rows.append([self._inside(file, path), label, row.get("provenance", ""), row.get("time", "")])
         return rows
 
-    def _version(self) -> tuple[int, ...] | None:
+    def _version(self) -> tuple[object, ...]:
+        """The versions of both files."""
+        return self._version_of(self.csv), self._version_of(self.unknown_csv)
+
+    @staticmethod
+    def _version_of(file: Path) -> tuple[int, ...] | None:
         try:
-            return tree.version(self.csv)
+            return tree.version(file)
         except FileNotFoundError:
             return None
 
@@ -186,7 +213,7 @@ class LabelStore:
         self._written = self._version()
 
     def _row(self, path: str, label: Label) -> list[str]:
-        return [self._place(path), label.label or "unknown", label.provenance, label.time]
+        return [self._place(path), label.label or UNKNOWN_CELL, label.provenance, label.time]
 
     def _place(self, path: str) -> str:
         """The path of an image as the CSV names it: relative to the CSV where it lies in the folder of images."""
