@@ -8,6 +8,7 @@ import numpy as np
 
 from linnaeus.console import counted
 from linnaeus.errors import UserError, one_line
+from linnaeus.export.assemble import IR, Nodes
 from linnaeus.models.backbones.onnx_backbone import OnnxBackbone
 from linnaeus.models.backbones.onnx_features import HALF, require
 from linnaeus.models.onnx_graph import OPSET, inference_session
@@ -43,57 +44,44 @@ def composed(network: OnnxBackbone, images: np.ndarray) -> bytes:
 
 def _with_ends(onnx: Any, model: Any, network: OnnxBackbone) -> bytes:
     """Input in the layout of the graph, then the graph, then pooling and the linear layer."""
-    info, helper, arrays = network.info, onnx.helper, onnx.numpy_helper
-    source, features = f"backbone/{info.input}", f"backbone/{info.output}"
-    before: list[Any] = []
+    info, helper = network.info, onnx.helper
+    before, after = Nodes("before"), Nodes("after")
     x = "x"
-
-    def add(nodes: list[Any], op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
-
     # A gray image is repeated for a backbone of color images.
     if network.arch["channels"] != info.channels:
-        x = add(before, "Concat", [x] * info.channels, "ends/channels", axis=1)
+        x = before("Concat", *[x] * info.channels, axis=1)
     if info.layout == "NHWC":
-        x = add(before, "Transpose", [x], "ends/layout", perm=[0, 2, 3, 1])
+        x = before("Transpose", x, perm=[0, 2, 3, 1])
     # Half precision is cast back after the backbone: the head computes in float32.
     if info.half:
-        x = add(before, "Cast", [x], "ends/half", to=HALF)
-    add(before, "Identity", [x], source)
-    after: list[Any] = []
-    y = add(after, "Cast", [features], "ends/features", to=onnx.TensorProto.FLOAT)
-    constants = {"ends/weight": network.fc.weight, "ends/bias": network.fc.bias}
-    tensors = [arrays.from_array(t.detach().cpu().numpy(), key) for key, t in constants.items()]
-    y = _pooled(network, y, lambda *node, **attributes: add(after, *node, **attributes), tensors, arrays)
-    add(after, "Gemm", [y, *constants], "y", transB=1)
+        x = before("Cast", x, to=HALF)
+    before("Identity", x, name=f"backbone/{info.input}")
+    y = _pooled(network, after("Cast", f"backbone/{info.output}", to=onnx.TensorProto.FLOAT), after)
+    weight, bias = (tensor.detach().cpu().numpy() for tensor in (network.fc.weight, network.fc.bias))
+    after("Gemm", y, weight, bias, name="y", transB=1)
     size = info.size or network.usual_size
     graph = helper.make_graph(
-        [*before, *model.graph.node, *after],
+        [*before.nodes, *model.graph.node, *after.nodes],
         "network",
         [helper.make_tensor_value_info("x", 1, ["batch", network.arch["channels"], size, size])],
         [helper.make_tensor_value_info("y", 1, ["batch", network.arch["classes"]])],
-        [*model.graph.initializer, *tensors],
+        [*model.graph.initializer, *after.constants],
     )
-    made = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions, ir_version=10)
+    made = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions, ir_version=IR)
     return made.SerializeToString()
 
 
-def _pooled(network: OnnxBackbone, y: str, add: Any, tensors: list[Any], arrays: Any) -> str:
+def _pooled(network: OnnxBackbone, y: str, g: Nodes) -> str:
     """Nodes that do what the network's `pool` does."""
     rank, pool = 1 + len(network.info.shape), network.arch["arguments"]["pool"]
     if rank == 2:
         return y
     if pool == "flatten":
-        return add("Flatten", [y], "ends/flat", axis=1)
+        return g("Flatten", y, axis=1)
     # The axes over which features are averaged: tokens, or height and width.
-    axes = [1] if rank == 3 else [1, 2] if network.info.layout == "NHWC" else [2, 3]
-    tensors.append(arrays.from_array(np.array(axes, np.int64), "ends/axes"))
-    tensors.append(arrays.from_array(np.array(0, np.int64), "ends/first"))
-    parts = []
-    for part in (pool or "mean").split("+"):
-        if part == "cls":
-            parts.append(add("Gather", [y, "ends/first"], "ends/cls", axis=1))
-        else:
-            parts.append(add("ReduceMean", [y, "ends/axes"], "ends/mean", keepdims=0))
-    return add("Concat", parts, "ends/pooled", axis=1)
+    axes = np.array([1] if rank == 3 else [1, 2] if network.info.layout == "NHWC" else [2, 3], np.int64)
+    parts = [
+        g("Gather", y, np.array(0, np.int64), axis=1) if part == "cls" else g("ReduceMean", y, axes, keepdims=0)
+        for part in (pool or "mean").split("+")
+    ]
+    return g("Concat", *parts, axis=1)
