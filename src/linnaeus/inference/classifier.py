@@ -61,10 +61,8 @@ class Classifier:
     """A trained image classifier, returned by `load`: `predict` classifies images, `evaluate` measures its accuracy."""
 
     def __init__(self, path: Path, about: ModelFile, run: Runner):
-        self.path, self.about, self.run = path, about, run
-        self.device = run.device
-        self.classes, self.names = about.classes, about.names
-        self.preprocessing = about.preprocessing
+        self.path, self.about, self.run, self.device = path, about, run, run.device
+        self.classes, self.names, self.preprocessing = about.classes, about.names, about.preprocessing
         self.color = DiscardedColor(about.preprocessing.load)
         self.several = about.task == "multi-label"  # an image may have several labels, or none
         stored = None if about.calibration is None else read_calibration(describe(about), str(path))
@@ -164,10 +162,8 @@ class Classifier:
     def answers(self, images: np.ndarray) -> list[Answer]:
         """Probabilities and distances of cropped images (N, size, size, channels) uint8."""
         scores = self.run.scores(torch.from_numpy(images))
-        logits = scores.logits
-        unlabeled = np.zeros(logits.shape, bool) if self.several else np.zeros(len(logits), np.int64)
-        probabilities = self.calibrated(Outputs(unlabeled, logits)).probabilities
-        distances = [None] * len(logits) if scores.distances is None else scores.distances.tolist()
+        probabilities = self.calibrated_logits(scores.logits).probabilities
+        distances = [None] * len(images) if scores.distances is None else scores.distances.tolist()
         return [Answer(p, d) for p, d in zip(probabilities, distances, strict=True)]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -198,6 +194,11 @@ class Classifier:
         if self.several:
             return outputs if self.label_calibration is None else self.label_calibration.apply(outputs)
         return outputs.at(self.temperature)
+
+    def calibrated_logits(self, logits: np.ndarray) -> Outputs:
+        """Calibrated outputs of images whose labels are unknown, by their logits (N, classes)."""
+        labels = np.zeros(logits.shape, bool) if self.several else np.zeros(len(logits), np.int64)
+        return self.calibrated(Outputs(labels, logits))
 
     @property
     def thresholds(self) -> np.ndarray | None:
@@ -287,9 +288,8 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
         if model is not None:
             raise UserError(f"{path}: an ONNX file contains its network; leave out --model, or model=")
         session, about, export = read_onnx(path)
-        return Classifier(
-            path, about, OnnxRunner(session, about.preprocessing, str(export["kind"]), Agreement.of_record(export))
-        )
+        runner = OnnxRunner(session, about.preprocessing, str(export["kind"]), Agreement.of_record(export))
+        return Classifier(path, about, runner)
     chosen = choose_device(device)
     custom: Network | None = None
     if model is not None:

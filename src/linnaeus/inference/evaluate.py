@@ -68,8 +68,7 @@ class Evaluation:
     @property
     def verdicts(self) -> Verdicts | None:
         """What the model answers at its own thresholds; None for one that recognizes no unknown images."""
-        detector = self.classifier.detector
-        answers = self.unseen_answers
+        answers, detector = self.unseen_answers, self.classifier.detector
         if answers is None or detector is None:
             return None
         return Verdicts.of(answers, self.classifier.threshold, detector.thresholds)
@@ -225,7 +224,6 @@ def _assess(
     fitted = images.calibrated_on
     if classifier.several:
         return assess_labels(outputs, classifier.label_calibration, cross_fitted=fitted, unseen=unseen)
-    limits = None if classifier.detector is None else classifier.detector.thresholds
     return assess(
         outputs,
         classifier.calibration,
@@ -233,5 +231,5 @@ def _assess(
         unseen=unseen,
         target_risk=error,
         views=views,
-        limits=limits,
+        limits=None if classifier.detector is None else classifier.detector.thresholds,
     )

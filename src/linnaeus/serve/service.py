@@ -46,8 +46,7 @@ class Service:
         """`original`: the network that explains predictions, if `classifier` is an ONNX export of it."""
         self.classifier, self.limits = classifier, limits or Limits()
         self.metrics = Metrics()
-        detector = classifier.detector
-        thresholds = None if detector is None else detector.thresholds
+        thresholds = None if classifier.detector is None else classifier.detector.thresholds
         self.scores = ScoreMetrics(self.metrics.registry, thresholds, classifier.run.has_distance)
         self.metrics.in_color.set_function(lambda: classifier.color.in_color)
         self.batcher = Batcher(

@@ -16,6 +16,7 @@ from linnaeus.cache import OverBudgetError
 from linnaeus.console import counted, duration
 from linnaeus.data.batches import Batch, Batches, InMemoryRows, Partition, Rows, Sampling, Subset
 from linnaeus.inference.feature_batches import exact_stages
+from linnaeus.inference.forward import local_batches
 from linnaeus.models.executors import Executor
 from linnaeus.recipe import Augment, Phase
 from linnaeus.stores.activations import ActivationStore
@@ -140,14 +141,9 @@ class Streams:
         return Augmentation(phase.augment or Augment(), size=p.size, mean=p.mean, std=p.std, seed=self.seed)
 
     def _valid_pixels(self) -> Stream:
-        batches = self._valid_batches(on_device(self.valid.rows, self.device), self.frozen.batch)
+        rows = on_device(self.valid.rows, self.device)
+        batches = local_batches(rows, self.valid.labels, self.frozen.batch, self.device, self.group)
         return Stream(batches, lambda batch, epoch: self.preprocessing.of_batch(batch), self.unseen)
-
-    def _valid_batches(self, rows: Rows, batch: int) -> Batches:
-        """Validation batches over `rows`, with `batch` samples for each process."""
-        world_size = self.group.world_size
-        partition = Partition(self.group.rank, world_size)
-        return Batches(rows, self.valid.labels, batch=batch * world_size, device=self.device, partition=partition)
 
     def _train_batches(self, phase: Phase, rows: Rows, views: int) -> Batches:
         """Training batches over `rows`, shuffled, or drawn so that classes are equally frequent."""
@@ -187,7 +183,8 @@ class Streams:
         if rows is None:
             pixels, executor = self._valid_pixels(), self._executor(cut, len(self.valid) * self.phases[number].epochs)
             return replace(pixels, prepare=lambda batch, epoch: executor(self.preprocessing.of_batch(batch)))
-        return Stream(self._valid_batches(rows, STORED_BATCH), lambda batch, epoch: stored(batch), self.unseen)
+        batches = local_batches(rows, self.valid.labels, STORED_BATCH, self.device, self.group)
+        return Stream(batches, lambda batch, epoch: stored(batch), self.unseen)
 
     def _train_activations(self, number: int, cut: str) -> Stream:
         """Stored activations of the training images, or of `views` augmented versions of each."""

@@ -17,7 +17,6 @@ from linnaeus.explain.influential import InfluentialImage, InfluentialImages
 from linnaeus.explain.leave_one_out import leave_one_out
 from linnaeus.explain.neighbors import Neighbor, training_image
 from linnaeus.inference.classifier import Classifier, Prediction
-from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import MODEL
 from linnaeus.models.logistic_regression import Problems
 from linnaeus.runs.layout import SPLIT
@@ -98,7 +97,8 @@ class TrainingInfluence:
         # The ranking is an estimate; the shown values are solved exactly.
         solved = self.head.without(features, chosen) if len(chosen) else np.zeros((0, logits.shape[1]))
         exact = here - self._log_odds(solved, target)
-        probabilities = self._outputs(solved).probabilities[:, target] if len(chosen) else np.zeros(0)
+        calibrated = self.classifier.calibrated_logits(solved)
+        probabilities = calibrated.probabilities[:, target] if len(chosen) else np.zeros(0)
         extremes = [
             InfluentialImage(self._shown(k), float(effects[k]), float(influence), float(probability))
             for k, influence, probability in zip(chosen.tolist(), exact, probabilities, strict=True)
@@ -114,15 +114,9 @@ class TrainingInfluence:
     def _is(self, path: str, k: int) -> bool:
         return self.table.paths is not None and str(Path(path).absolute()) == self.table.paths[self.indices[k]]
 
-    def _outputs(self, logits: np.ndarray) -> Outputs:
-        """Calibrated outputs."""
-        several = self.classifier.several
-        labels = np.zeros(logits.shape, bool) if several else np.zeros(len(logits), np.int64)
-        return self.classifier.calibrated(Outputs(labels, logits))
-
     def _log_odds(self, logits: np.ndarray, target: int) -> np.ndarray:
         """(k,): log-odds of the calibrated probability of class `target`."""
-        z = self._outputs(logits).logits
+        z = self.classifier.calibrated_logits(logits).logits
         if self.classifier.several:
             return z[:, target]
         others = np.delete(z, target, axis=1)
@@ -130,11 +124,11 @@ class TrainingInfluence:
 
     def _slopes(self, logits: np.ndarray, target: int) -> np.ndarray:
         """(1, classes): the derivative of the log-odds by the logits of an answer."""
-        zero = self._outputs(np.zeros_like(logits)).logits
-        scale = self._outputs(np.ones_like(logits)).logits - zero
+        zero = self.classifier.calibrated_logits(np.zeros_like(logits)).logits
+        scale = self.classifier.calibrated_logits(np.ones_like(logits)).logits - zero
         slopes = np.zeros_like(logits)
         if not self.classifier.several:
-            z = self._outputs(logits).logits.copy()
+            z = self.classifier.calibrated_logits(logits).logits.copy()
             z[:, target] = -np.inf
             slopes = -np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None])
         slopes[:, target] = 1.0

@@ -174,7 +174,7 @@ class FinalEvaluation:
         self.fitted_detector = (
             None if fit_detector is None else fit_detector(self.calibrated, self.calibration.temperature)
         )
-        limits = None if self.fitted_detector is None else self.fitted_detector.thresholds
+        self.limits = limits = None if self.fitted_detector is None else self.fitted_detector.thresholds
         if limits is not None:
             self.calibration = self.calibration.among_known(fit, limits)
         self.figures = {split: figures(out) for split, out in self.calibrated.items()}
@@ -204,8 +204,7 @@ class FinalEvaluation:
     def verdict(self, one: Outputs) -> str:
         """What the model answers instead of a class to the calibrated outputs of one image: `unknown`, `unsure` or
         empty."""
-        limits = None if self.fitted_detector is None else self.fitted_detector.thresholds
-        if limits is not None and limits.unknown(one.distances, one.confidence)[0]:
+        if self.limits is not None and self.limits.unknown(one.distances, one.confidence)[0]:
             return "unknown"
         return "unsure" if is_unsure(float(one.confidence[0]), self.calibration.rule.threshold) else ""
 
