@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
+import queue
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -13,7 +16,6 @@ from linnaeus.errors import UserError, did_you_mean, first_line, install
 from linnaeus.files import read_object, write_text
 from linnaeus.runs.history import Row
 from linnaeus.runs.layout import TRACKING
-from linnaeus.runs.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from linnaeus.metrics.multilabel import Headline
@@ -41,6 +43,43 @@ def check_trackers(names: Iterable[str]) -> tuple[str, ...]:
         if find_spec(name) is None:
             raise UserError(f"--track {name}: not installed: {install(name)}")
     return chosen
+
+
+class TimeLimit:
+    """Runs calls of a library in a separate thread, one at a time, and stops waiting for one that takes too long.
+
+    The thread is then abandoned: it is a daemon, so that it does not delay the end of the process.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # One thread and one context: trackers keep their current run in either.
+        self._context = contextvars.copy_context()
+        threading.Thread(target=self._work, name="linnaeus-tracker", daemon=True).start()
+
+    def call(self, act: Callable[[], Any]) -> Any:
+        """The result of `act`, or its exception. Raises TimeoutError when it takes longer than `seconds`."""
+        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                outcome.put((self._context.run(act), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        self._calls.put(run)
+        try:
+            result, error = outcome.get(timeout=self.seconds)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {self.seconds:g} seconds") from None
+        if error is not None:
+            raise error
+        return result
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get()()
 
 
 class Tracking:

@@ -1,4 +1,4 @@
-"""Access control: token, host names, security headers on every response, and request metrics. Plain ASGI."""
+"""Access control: token, host names, origins, security headers on every response, and request metrics. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from time import perf_counter
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -19,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from linnaeus.serve.invitations import SCHEME, Invitations
 from linnaeus.serve.metrics import Metrics
-from linnaeus.serve.origins import is_foreign
 from linnaeus.serve.pages import STATIC
 
 PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", *(f"/{name}" for name in STATIC)})
@@ -41,6 +41,8 @@ SECURITY_HEADERS = {
 }
 COOKIE = "linnaeus"
 LOGIN = "/login"
+ANY_ORIGIN = "*"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 PART = 64 << 10  # bytes of a response that are written at once
 
 
@@ -110,7 +112,10 @@ class AccessControl:
     ):
         self.credentials, self.metrics = credentials, metrics
         self.routes, self.hosts, self.origins = frozenset(routes), hosts, origins
-        self.app = _with_cors(app, origins) if origins else app
+        self.app = app
+        if origins:
+            sent, names = ["GET", "POST"], ["Authorization", "Content-Type"]
+            self.app = CORSMiddleware(app, allow_origins=sorted(origins), allow_methods=sent, allow_headers=names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -158,6 +163,38 @@ class AccessControl:
         return self.hosts is None or name.lower() in self.hosts or is_loopback(name)
 
 
+def is_foreign(method: str, headers: Headers, allowed: frozenset[str]) -> bool:
+    """Whether a request comes from a page of another origin, and is more than a link to a page of this server.
+
+    Any page can send requests to a server that its visitor's browser reaches, and make it compute, although it cannot
+    read the answers. Browsers say which page a request comes from; programs do not, and are not restricted.
+
+    `allowed`: origins as in the Origin header, or `ANY_ORIGIN`. Sec-Fetch-Site (W3C Fetch Metadata) decides where a
+    browser sends it: for https and localhost. Elsewhere Origin is compared with Host; behind a proxy that ends TLS, the
+    scheme that this server sees is not that of the page, so only hosts are compared.
+    """
+    origin = headers.get("origin")
+    if ANY_ORIGIN in allowed or (origin is not None and origin.lower().rstrip("/") in allowed):
+        return False
+    site = headers.get("sec-fetch-site")
+    if site in ("cross-site", "same-site"):
+        navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        return not (navigates and method in ("GET", "HEAD"))
+    if site is not None or origin is None:
+        return False
+    page = _host(origin)
+    return page is None or page != _host(f"{origin.partition(':')[0]}://{headers.get('host', '')}")
+
+
+def _host(url: str) -> tuple[str, int | None] | None:
+    """(host, port) of a URL; None if it has none, as the origin `null` of a sandboxed page."""
+    try:
+        parts = urlsplit(url)
+        return None if not parts.hostname else (parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme))
+    except ValueError:
+        return None
+
+
 def _parts(message: Message) -> Iterator[Message]:
     """The message, with a long body in several: a client that does not read must not make uvicorn copy all of it."""
     body = message.get("body", b"")
@@ -165,11 +202,6 @@ def _parts(message: Message) -> Iterator[Message]:
     for start in range(0, last, PART):
         yield {**message, "body": body[start : start + PART], "more_body": True}
     yield {**message, "body": body[last:]} if last else message
-
-
-def _with_cors(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
-    headers = ["Authorization", "Content-Type"]
-    return CORSMiddleware(app, allow_origins=sorted(origins), allow_methods=["GET", "POST"], allow_headers=headers)
 
 
 def _missing_token(headers: Headers) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,13 +22,13 @@ from linnaeus.data.class_names import printable
 from linnaeus.errors import JobError, exhausted, out_of
 from linnaeus.serve import examples, openapi, pages, sharing
 from linnaeus.serve.access import LOGIN, AccessControl, Credentials, error_response, login_response
-from linnaeus.serve.disconnection import until_disconnected
 from linnaeus.serve.limits import RefusedError
 from linnaeus.serve.model_info import model_info
 from linnaeus.serve.service import Service
 from linnaeus.serve.upload_memory import UploadMemory, return_memory_soon
 from linnaeus.serve.uploads import read_uploads
 
+T = TypeVar("T")
 JSON, JSON_LINES = "application/json", "application/x-ndjson"
 MAX_TOP = 1000
 ORIGIN = "http://origin.invalid"  # in the rendered documentation, replaced by the server's in each response
@@ -163,6 +164,28 @@ def _add_prediction_routes(app: FastAPI, service: Service, settings: Settings) -
         """Classes, metrics with counts and intervals, and the limits of this server."""
         more = {"shared": settings.address is not None, "examples": bool(settings.examples)}
         return model_info(service, settings.name, report=settings.report is not None) | more
+
+
+async def until_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects. Raises ClientDisconnect in that case.
+
+    The body of the request must have been read.
+    """
+
+    async def disconnection() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(disconnection())
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 def _add_monitoring_routes(app: FastAPI, service: Service) -> None:
