@@ -39,9 +39,9 @@ def render(result: DataCheck, shown: int = SHOWN) -> Iterator[str]:
     groups = by_kind(result.findings)
     totals = {severity: sum(len(f) for (s, _), f in groups.items() if s == severity) for severity in SEVERITIES}
     for severity in SEVERITIES:
-        if totals[severity]:
+        if n := totals[severity]:
             yield ""
-            yield _count(totals[severity], severity)
+            yield f"{n} {severity}" if severity == "info" else counted(n, severity)
         for (s, kind), findings in groups.items():
             if s == severity:
                 # Errors stop a training, so more of them are shown.
@@ -72,7 +72,3 @@ def _subject(finding: Finding) -> str:
         return ""
     more = f" and {len(finding.paths) - 2} more" if len(finding.paths) > 2 else ""
     return finding.separator.join(finding.paths[:2]) + more if finding.paths else ", ".join(finding.classes)
-
-
-def _count(n: int, severity: str) -> str:
-    return f"{n} {severity}" if severity == "info" else counted(n, severity)

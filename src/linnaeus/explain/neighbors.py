@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ class Gallery:
         vector = vectors(self.classifier.network, self.classifier.preprocessing.normalize(pixels))[0].cpu()
         # One more than k, because the image itself may be in the gallery.
         similarity, positions = torch.topk(self.vectors @ vector, min(k + 1, len(self)))
-        pairs = zip(positions.tolist(), similarity.tolist(), strict=True)
-        return [self._neighbor(at, s) for at, s in pairs if not self._is(prediction.path, at)][:k]
-
-    def _neighbor(self, at: int, similarity: float) -> Neighbor:
-        shown = training_image(self.classifier, self.table, int(self.indices[at]), self.rows, at)
-        return replace(shown, similarity=min(similarity, 1.0))
+        pairs = zip(positions.tolist(), similarity.clamp(max=1).tolist(), strict=True)
+        return [
+            training_image(self.classifier, self.table, int(self.indices[at]), self.rows, at, s)
+            for at, s in pairs
+            if not self._is(prediction.path, at)
+        ][:k]
 
     def _is(self, path: str, at: int) -> bool:
         """Whether image `at` is the file at `path`."""
@@ -79,15 +80,17 @@ class Gallery:
         return False
 
 
-def training_image(classifier: Classifier, table: Table, sample: int, rows: Rows, at: int) -> Neighbor:
-    """Sample `sample` of a table, whose pixels are row `at`, with its labels; the similarity is not measured."""
+def training_image(
+    classifier: Classifier, table: Table, sample: int, rows: Rows, at: int, similarity: float = math.nan
+) -> Neighbor:
+    """Sample `sample` of a table, whose pixels are row `at`, with its labels and its similarity, if it was measured."""
     known = dict(zip(classifier.classes, classifier.names, strict=True))
     display = dict(zip(table.classes, table.names, strict=True)) | known
     labels = table.labels_of(sample)
     label, name = "|".join(labels), ", ".join(display[label] for label in labels) or "no label"
     pixels, shapes = rows.gather(np.array([at]))
     image = classifier.preprocessing.crop(torch.from_numpy(pixels), shapes)[0].numpy()
-    return Neighbor(table.sample_id(sample), label, name, float("nan"), image)
+    return Neighbor(table.sample_id(sample), label, name, similarity, image)
 
 
 def gallery(classifier: Classifier, source: str | Path, console: Console) -> Gallery:

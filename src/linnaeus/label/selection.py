@@ -125,7 +125,8 @@ class Selection:
         sample, unknown = audit.sample(now.labels, now.excluded)
         for k in range(n):
             taken = {*now.excluded, *(question.image for question in chosen)}
-            alike = self._alike(chosen[-1].image if chosen else now.previous)
+            before = chosen[-1].image if chosen else now.previous
+            alike = set() if before is None else set(self.learner.features.near_duplicates(before).tolist())
             # In their order, because the sample ends at the first that is not answered: one that resembles the image
             # before waits, and no other takes its place.
             drawn = _first(audit.questions(now.labels, taken, 1), set(), "random")
@@ -163,9 +164,6 @@ class Selection:
             return None
         two = np.partition(learned.answers.probabilities(pool.rows), -2, axis=1)[:, -2:]
         return two[:, 1] - two[:, 0]
-
-    def _alike(self, image: int | None) -> set[int]:
-        return set() if image is None else set(self.learner.features.near_duplicates(image).tolist())
 
 
 @dataclass

@@ -109,7 +109,8 @@ class Comparison:
         best = max(single, key=lambda r: (r.accuracy, -r.cost.seconds))
         others = [r for r in single if r is not best]
         p = holm([self._test(r, best).p for r in others])
-        near = [r for r, p in zip(others, p, strict=True) if p >= SIGNIFICANT and _is_close(r, best)]
+        least = best.accuracy - CLOSE - 1e-9  # rounding must not decide
+        near = [r for r, p in zip(others, p, strict=True) if p >= SIGNIFICANT and r.accuracy >= least]
         return min([best, *near], key=lambda r: (r.cost.seconds, -r.accuracy))
 
     @property
@@ -162,10 +163,6 @@ class Comparison:
         empty = dict.fromkeys(rows[0]) if rows else {}
         failed = [{**empty, "name": f.candidate.name, **_named(f.candidate), "error": f.reason} for f in self.failures]
         return [*rows, *failed]
-
-
-def _is_close(result: Result, best: Result) -> bool:
-    return best.accuracy - result.accuracy <= CLOSE + 1e-9  # rounding must not decide
 
 
 def _named(candidate: Candidate) -> dict[str, Sequence[str]]:

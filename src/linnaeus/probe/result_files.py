@@ -61,13 +61,9 @@ def write_results(
         probe_plot(
             drawn,
             f"Backbones on {Path(comparison.table.source).name}",
-            _says(comparison, evaluator),
+            f"accuracy {evaluator}, n = {comparison.best.n:,}, with 95 % intervals",
             folder / PROBE_PLOT,
         )
-
-
-def _says(comparison: Comparison, evaluator: ProbeEvaluator) -> str:
-    return f"accuracy {evaluator}, n = {comparison.best.n:,}, with 95 % intervals"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

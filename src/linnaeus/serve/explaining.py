@@ -18,7 +18,7 @@ from linnaeus.report.heat_maps import overlay
 from linnaeus.serve.admission import Admission
 
 if TYPE_CHECKING:
-    from linnaeus.explain.neighbors import Gallery, Neighbor
+    from linnaeus.explain.neighbors import Gallery
 
 NEIGHBORS = 5
 MAPS = 6  # labels of an image that get a heat map, the most probable first
@@ -55,7 +55,8 @@ class Explainer:
             # Without the client's name: the gallery would check whether that path is one of its own files.
             p = prediction
             anonymous = Prediction("", p.classes, p.names, p.probabilities, image=p.image)
-            record["like"] = [_similar_image(n) for n in self.gallery.nearest(anonymous, NEIGHBORS)]
+            similar = self.gallery.nearest(anonymous, NEIGHBORS)
+            record["like"] = [image.to_dict() | {"thumbnail": _thumbnail(image.image)} for image in similar]
         return record
 
     def _map(self, explanation: Explanation) -> dict[str, Any]:
@@ -77,10 +78,6 @@ def _heat_map_stages(classifier: Classifier) -> tuple[str, ...]:
         return choose_stages(classifier.network, classifier.preprocessing.size)
     except UserError:
         return ()
-
-
-def _similar_image(neighbor: Neighbor) -> dict[str, Any]:
-    return neighbor.to_dict() | {"thumbnail": _thumbnail(neighbor.image)}
 
 
 def _thumbnail(pixels: np.ndarray) -> str:

@@ -77,7 +77,8 @@ def embed(
     with cache.lock(name):
         entry = cache.find(name)
         if entry is not None:
-            return _read(entry.path, weights)
+            values, indices = np.load(entry.path / VALUES), np.load(entry.path / INDICES)
+            return Embeddings(values.astype(np.float32), indices, weights)
         if not compute:
             return None
         network = load_weights(info.model, weights, classes=1).model.to(choose_device(device)).eval()
@@ -86,10 +87,6 @@ def embed(
             with suppress(OverBudgetError):  # they are returned even where they cannot be kept
                 _write(cache, name, embeddings)
         return embeddings
-
-
-def _read(folder: Path, weights: str) -> Embeddings:
-    return Embeddings(np.load(folder / VALUES).astype(np.float32), np.load(folder / INDICES), weights)
 
 
 def _write(cache: Cache, name: str, embeddings: Embeddings) -> None:

@@ -173,7 +173,8 @@ class FrozenStages:
             store = find_activations(len(samples), text, self.cache)
             # Every rank must find the store, or all of them take part in building it.
             if not all(self.group.all_gather(store is not None)):
-                sample = prepare(self._first_batch(samples))
+                batches = Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device)
+                sample = prepare(next(iter(batches.epoch())))
                 computing = len(samples) if earlier is None or earlier.exact else earlier.missing
                 executor = self._executor(part, sample, computing)
                 shape = self._shape(part, executor, sample[:1])
@@ -266,9 +267,6 @@ class FrozenStages:
             self.made_by[stages] = executor
             if self.on_change is not None:
                 self.on_change()
-
-    def _first_batch(self, samples: Samples) -> Batch:
-        return next(iter(Batches(samples.rows, samples.labels, batch=TRIAL_IMAGES, device=self.device).epoch()))
 
     def _calibration_images(self, samples: Samples) -> Tensor:
         """CALIBRATION_IMAGES of the samples, in a fixed random order, as the network's input."""

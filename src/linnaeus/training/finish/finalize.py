@@ -147,19 +147,15 @@ def _saved_model(prepared: Prepared, recorder: RunRecorder) -> tuple[Network, Mo
 
 def _verified_model(prepared: Prepared, digest: str) -> tuple[Network, ModelFile]:
     """The network and header of the model file. Raises JobError unless its tensors have the SHA-256 `digest`."""
-    path = prepared.folder.model
-    network, header = read_model(path, _custom(prepared.network))
+    path, network = prepared.folder.model, prepared.network
+    # The code of the caller's own network is not in the model file.
+    network, header = read_model(path, network if network.arch["name"] == "custom" else None)
     if header.digest != digest:
         raise JobError(
             f"{path}: is not the model that this run has written, so another program changed it; linnaeus train "
             f"{prepared.folder.path} --resume writes it again"
         )
     return network, header
-
-
-def _custom(network: Network) -> Network | None:
-    """The caller's own network, whose code is not in the model file."""
-    return network if network.arch["name"] == "custom" else None
 
 
 def _write_results(

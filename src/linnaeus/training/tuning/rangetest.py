@@ -118,7 +118,8 @@ def _last_harmless(smoothed: np.ndarray, share: float) -> float:
     """
     lowest, start = smoothed.min(), smoothed[0]
     near = FELL * (start * (1 - ramp(share, 0.0, 2 * FELL)) + (start - lowest) / 2)
-    return float(ramp(lowest + near - _lowest_later(smoothed), 0.0, near).sum()) - 1
+    lowest_from_here = np.minimum.accumulate(smoothed[::-1])[::-1]
+    return float(ramp(lowest + near - lowest_from_here, 0.0, near).sum()) - 1
 
 
 def _half_fallen(smoothed: np.ndarray) -> float:
@@ -126,11 +127,6 @@ def _half_fallen(smoothed: np.ndarray) -> float:
     fall = max(smoothed[0] - smoothed.min(), TINY)
     done = (smoothed[0] - np.minimum.accumulate(smoothed)) / fall
     return float(ramp(0.6 - done, 0.0, 0.2).sum())
-
-
-def _lowest_later(smoothed: np.ndarray) -> np.ndarray:
-    """(steps,): the lowest loss of each step and all later ones."""
-    return np.minimum.accumulate(smoothed[::-1])[::-1]
 
 
 def _decades(rates: np.ndarray) -> float:
