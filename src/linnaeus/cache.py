@@ -47,10 +47,9 @@ class Entry:
     name: str
     path: Path
     bytes: int
-    used: float
-    """Time of the last use, in seconds since 1970."""
+    used: float  # time of the last use, in seconds since 1970
+    # The description that its builder passed to `commit`; empty for an unfinished or damaged entry.
     about: dict[str, Any]
-    """The description that its builder passed to `commit`; empty for an unfinished or damaged entry."""
     unfinished: bool = False
 
 

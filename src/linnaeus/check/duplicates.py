@@ -40,12 +40,10 @@ class Duplicates:
     """Pairs of samples of a table with n samples."""
 
     n: int
+    # (k, 2) int64, the lower index first. Of several exact copies each is paired with the first one only.
     pairs: np.ndarray
-    """(k, 2) int64, the lower index first. Of several exact copies each is paired with the first one only."""
-    relation: np.ndarray
-    """(k,) int64: EXACT, COPY or SCENE."""
-    score: np.ndarray
-    """(k,) float32: correlation of the pixels on the common area; 1 for exact copies."""
+    relation: np.ndarray  # (k,) int64: EXACT, COPY or SCENE
+    score: np.ndarray  # (k,) float32: correlation of the pixels on the common area; 1 for exact copies
 
     def groups(self, *relations: int) -> np.ndarray:
         """(n,) int64: a number shared by all samples that pairs of these relations (default: all) connect."""

@@ -29,16 +29,12 @@ MIN_IMAGES = 2  # of a class, so that one can be held out
 class LabelRanking:
     """n labels, ranked by out-of-sample probabilities."""
 
+    # (n,) int64: samples by the probability of their label (self-confidence), the most suspicious first.
     order: np.ndarray
-    """(n,) int64: samples by the probability of their label (self-confidence), the most suspicious first."""
-    predicted: np.ndarray
-    """(n,) int64: the most probable class of each sample."""
-    label_probability: np.ndarray
-    """(n,) float64: probability of the label."""
-    predicted_probability: np.ndarray
-    """(n,) float64: probability of `predicted`."""
-    confident: np.ndarray
-    """(n,) bool: whether the sample is off the diagonal of the confident joint."""
+    predicted: np.ndarray  # (n,) int64: the most probable class of each sample
+    label_probability: np.ndarray  # (n,) float64: probability of the label
+    predicted_probability: np.ndarray  # (n,) float64: probability of `predicted`
+    confident: np.ndarray  # (n,) bool: whether the sample is off the diagonal of the confident joint
 
 
 def confident_joint(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -127,12 +123,10 @@ def _class_and_name(table: Table, c: int) -> str:
 class PairRanking:
     """Pairs of an image and a label that look wrong, the most suspicious first."""
 
-    image: np.ndarray
-    """(k,) int64"""
-    label: np.ndarray
-    """(k,) int64"""
+    image: np.ndarray  # (k,) int64
+    label: np.ndarray  # (k,) int64
+    # (k,) bool: whether confident learning counts the pair as wrong; the others are only improbable.
     confident: np.ndarray
-    """(k,) bool: whether confident learning counts the pair as wrong; the others are only improbable."""
 
 
 def rank_pairs(labels: np.ndarray, probabilities: np.ndarray) -> PairRanking:

@@ -14,12 +14,10 @@ class InfluentialImage:
     """A training image and what the answer would be without it."""
 
     shown: Neighbor
+    # What the image adds to the log-odds of the explained class, estimated by a Newton step or to first order.
     first_order: float
-    """What the image adds to the log-odds of the explained class, estimated by a Newton step or to first order."""
-    influence: float
-    """The same, solved again without the image."""
-    probability: float
-    """Calibrated probability of the explained class without the image."""
+    influence: float  # the same, solved again without the image
+    probability: float  # calibrated probability of the explained class without the image
 
     def line(self) -> str:
         """As `explain` prints it."""

@@ -35,10 +35,9 @@ class Explanation:
     """Saliency maps of one image for one class."""
 
     prediction: Prediction
-    target: int
-    """The class that is explained: the predicted one, or another."""
+    target: int  # the class that is explained: the predicted one, or another
+    # Stage, or method -> (size, size) float32 in 0..1. All 0 where nothing speaks for the class.
     maps: dict[str, np.ndarray]
-    """Stage, or method -> (size, size) float32 in 0..1. All 0 where nothing speaks for the class."""
 
     @property
     def name(self) -> str:

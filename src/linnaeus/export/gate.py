@@ -24,20 +24,16 @@ class Comparison:
     """Predictions of an export compared with those of the original model, on the same images."""
 
     n: int
-    differing: int
-    """Number of images whose predicted class differs, or with several labels any of them."""
+    differing: int  # number of images whose predicted class differs, or with several labels any of them
+    # Number of those for which the original's two largest probabilities are RAW_PIXELS or more apart; with several
+    # labels, the probability of a label that differs and its threshold.
     clearly: int
-    """Number of those for which the original's two largest probabilities are RAW_PIXELS or more apart; with several
-    labels, the probability of a label that differs and its threshold."""
-    largest: float
-    """Largest difference of a probability."""
-    mean: float
-    """Mean over the images of their largest difference."""
+    largest: float  # largest difference of a probability
+    mean: float  # mean over the images of their largest difference
     accuracy: float
     original_accuracy: float
     paired: McNemar
-    unsure: int | None = None
-    """Number of images for which only one of the two is unsure; None with several labels."""
+    unsure: int | None = None  # number of images for which only one of the two is unsure; None with several labels
 
     @classmethod
     def of(

@@ -34,13 +34,11 @@ errors average out less: in ResNet-50 those of `start` are a fifth of the work a
 class Scheme:
     """One way to make a network int8."""
 
-    ranges: str
-    """Method for the ranges of activations: `min-max`, `percentile` (99.99 %) or `least-squares`."""
-    wide: bool = False
-    """Use 8-bit weights instead of 7-bit weights."""
+    ranges: str  # method for the ranges of activations: `min-max`, `percentile` (99.99 %) or `least-squares`
+    wide: bool = False  # use 8-bit weights instead of 7-bit weights
+    # Layers that stay in float: none, `ends` (the first convolution and the last layer), `start` (the first fifth of
+    # the convolutions and the last layer), or `half` (the first half and the last layer).
     in_float: str = ""
-    """Layers that stay in float: none, `ends` (the first convolution and the last layer), `start` (the first fifth of
-    the convolutions and the last layer), or `half` (the first half and the last layer)."""
 
     def __str__(self) -> str:
         first = {"ends": "first", "start": "first fifth", "half": "first half"}.get(self.in_float)
@@ -67,10 +65,9 @@ class TensorStatistics:
 
     low: float
     high: float
-    sample: np.ndarray
-    """Random sample of the values."""
+    sample: np.ndarray  # random sample of the values
+    # (C,): mean of each channel; None where the tensor enters no convolution and no linear layer.
     mean: np.ndarray | None
-    """(C,): mean of each channel; None where the tensor enters no convolution and no linear layer."""
 
     def range(self, how: str) -> tuple[float, float]:
         """Smallest and largest representable value. The range contains 0, which padding and ReLU need exactly."""

@@ -34,14 +34,11 @@ class Attempt:
     """One candidate export and its comparison with the original."""
 
     scheme: str
-    prepared: Comparison
-    """On images that Linnaeus resized."""
+    prepared: Comparison  # on images that Linnaeus resized
+    # On images of full size, which the graph resizes; None if the candidate was rejected before.
     raw: Comparison | None = None
-    """On images of full size, which the graph resizes; None if the candidate was rejected before."""
-    speed: dict[str, float] | None = None
-    """Speed as a multiple of the original's, by batch size."""
-    refused: str | None = None
-    """Reason for rejecting the candidate; None if it passed."""
+    speed: dict[str, float] | None = None  # speed as a multiple of the original's, by batch size
+    refused: str | None = None  # reason for rejecting the candidate; None if it passed
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -43,18 +43,14 @@ class Evaluation:
     classifier: Classifier
     images: LabeledImages
     assessment: Assessment | LabelAssessment
+    # Figures without the images that have a copy in an earlier split; None where none has or all have.
     without_leaks: Headline | None = None
-    """Figures without the images that have a copy in an earlier split; None where none has or all have."""
-    validation: Headline | None = None
-    """Figures of the images that chose the model, where they are counted apart."""
-    answers: Outputs | None = None
-    """Calibrated, image by image; None if images may have several labels."""
+    validation: Headline | None = None  # figures of the images that chose the model, where they are counted apart
+    answers: Outputs | None = None  # calibrated, image by image; None if images may have several labels
+    # (n,) bool: the images without a copy in an earlier split; None where calibration and verdicts count all.
     unseen: np.ndarray | None = None
-    """(n,) bool: the images without a copy in an earlier split; None where calibration and verdicts count all."""
-    column: str = ""
-    """The column of `slices`."""
-    slices: tuple[Slice, ...] = ()
-    """Accuracy on the images of each value of the column, the lowest first."""
+    column: str = ""  # the column of `slices`
+    slices: tuple[Slice, ...] = ()  # accuracy on the images of each value of the column, the lowest first
 
     @property
     def split(self) -> str:

@@ -17,14 +17,12 @@ class GridSelection:
     """The `most` predictions to show of all that are added, in constant memory."""
 
     most: int
+    # The images of the model's run; None if the model file does not hold their hashes.
     membership: Membership | None = None
-    """The images of the model's run; None if the model file does not hold their hashes."""
     total: int = 0
     mistakes: int = 0
-    labelled: int = 0
-    """Images whose true class is known."""
-    trained: int = 0
-    """Images that the model was trained on."""
+    labelled: int = 0  # images whose true class is known
+    trained: int = 0  # images that the model was trained on
     _kept: list[tuple[tuple[bool, bool, float, int], Prediction, int | None]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, true: int | None) -> None:

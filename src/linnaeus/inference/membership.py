@@ -33,10 +33,9 @@ EARLIER = "initial weights"
 class Membership:
     """The content hashes of the images of a run."""
 
-    hashes: Mapping[str, np.ndarray]
-    """Split -> (k,) uint64, ascending."""
+    hashes: Mapping[str, np.ndarray]  # split -> (k,) uint64, ascending
+    # (k,) uint64, ascending: the images that the initial weights were trained on.
     earlier: np.ndarray = field(default_factory=lambda: NONE)
-    """(k,) uint64, ascending: the images that the initial weights were trained on."""
 
     @classmethod
     def of(cls, contents: np.ndarray, splits: np.ndarray, earlier: np.ndarray = NONE) -> Membership:

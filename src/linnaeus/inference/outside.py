@@ -79,15 +79,13 @@ class Outside:
     source: str
     n: int
     known: int
-    let_through: int
-    """Images that the model takes for one of its classes, at its own thresholds."""
+    let_through: int  # images that the model takes for one of its classes, at its own thresholds
     known_accepted: int
-    areas: dict[str, tuple[float, tuple[float, float]]]
-    """Score -> AUROC with its 95 % interval."""
+    areas: dict[str, tuple[float, tuple[float, float]]]  # score -> AUROC with its 95 % interval
+    # Score -> share of outside images let through where 95 % of the known images are accepted.
     false_positives: dict[str, float]
-    """Score -> share of outside images let through where 95 % of the known images are accepted."""
+    # Folder by folder, those of which most is let through first; empty for the images of a single folder.
     kinds: tuple[Kind, ...]
-    """Folder by folder, those of which most is let through first; empty for the images of a single folder."""
 
     @classmethod
     def of(

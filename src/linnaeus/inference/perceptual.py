@@ -76,12 +76,10 @@ class PerceptualHashes:
 class RunHashes:
     """The hashes of the images of a run that trained or chose its model."""
 
-    splits: Mapping[str, PerceptualHashes]
-    """By split, train and valid."""
-    windows: int
-    """Windows of each image; 0 where there are too many images, and none is kept."""
+    splits: Mapping[str, PerceptualHashes]  # by split, train and valid
+    windows: int  # Windows of each image; 0 where there are too many images, and none is kept
+    # By split, (k,) uint64 in ascending order: hashes of the pixels of the images that have no such hash.
     pixels: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By split, (k,) uint64 in ascending order: hashes of the pixels of the images that have no such hash."""
 
     @classmethod
     def of(cls, statistics: ImageStatistics, splits: np.ndarray) -> RunHashes:

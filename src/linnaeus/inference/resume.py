@@ -51,20 +51,16 @@ class ExistingPredictions:
     """The complete predictions that a file holds."""
 
     paths: set[str] = field(default_factory=set)
-    errors: int = 0
-    """Number of unreadable images."""
-    length: int = 0
-    """Bytes up to the end of the last complete prediction; the rest of the file is to be cut off."""
-    header: list[str] | None = None
-    """The columns of a CSV file that has its header."""
+    errors: int = 0  # number of unreadable images
+    length: int = 0  # bytes up to the end of the last complete prediction; the rest of the file is to be cut off
+    header: list[str] | None = None  # the columns of a CSV file that has its header
+    # Bytes, from and to, of images that could not be read for a passing reason and are there, or have been changed.
     again: list[tuple[int, int]] = field(default_factory=list)
-    """Bytes, from and to, of images that could not be read for a passing reason and are there, or have been changed."""
+    # Predictions of readable images, to be compared with the model's: the least sure, on which models differ most.
     probes: list[WrittenPrediction] = field(default_factory=list)
-    """Predictions of readable images, to be compared with the model's: the least sure, on which models differ most."""
+    # Predictions of readable images that have been changed since the file was last written; they are compared too.
     changed: list[WrittenPrediction] = field(default_factory=list)
-    """Predictions of readable images that have been changed since the file was last written; they are compared too."""
-    written: int = 0
-    """When the file was last written, nanoseconds since 1970."""
+    written: int = 0  # when the file was last written, nanoseconds since 1970
 
     def __contains__(self, path: str) -> bool:
         return _escaped(path) in self.paths

@@ -30,10 +30,9 @@ NOT_FINITE = "the network computes values that are not finite, so there is no an
 class Scores:
     """What a model computes of N images."""
 
-    logits: np.ndarray
-    """(N, classes) float32, uncalibrated."""
+    logits: np.ndarray  # (N, classes) float32, uncalibrated
+    # (N,) cosine distance from the training images; None where the model has no references.
     distances: np.ndarray | None
-    """(N,) cosine distance from the training images; None where the model has no references."""
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:

@@ -17,16 +17,12 @@ UNSEEN = "unseen"
 class Selection:
     """The images of a source to measure a model on."""
 
-    split: str
-    """What they are called: train, valid, test, all, or unseen (where the source holds others, too)."""
-    measured: np.ndarray
-    """(n,) int64, indices in the table."""
+    split: str  # what they are called: train, valid, test, all, or unseen (where the source holds others, too)
+    measured: np.ndarray  # (n,) int64, indices in the table
+    # (v,) int64: images that chose the model, to be counted apart; none where they are all that can be measured.
     validation: np.ndarray
-    """(v,) int64: images that chose the model, to be counted apart; none where they are all that can be measured."""
-    training: int
-    """Number of images left out because the model was trained on them."""
-    total: int
-    """Number of images asked for."""
+    training: int  # number of images left out because the model was trained on them
+    total: int  # number of images asked for
 
 
 def select(known: KnownImages, requested: str | None, source: str) -> Selection:

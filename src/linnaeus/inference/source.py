@@ -35,40 +35,27 @@ from linnaeus.stores.samples import decode_split
 class LabeledImages:
     """The images of a split of a source, decoded, with their labels in a model's classes."""
 
-    source: str
-    """The source as the user named it."""
+    source: str  # the source as the user named it
     split: str
     rows: Rows
-    labels: np.ndarray
-    """(n,) int64, or (n, classes) bool where images may have several labels."""
-    left_out: list[tuple[str, str]]
-    """(sample id, reason) of the images that cannot be read."""
-    trained_on: int
-    """Number of images that the model was trained on; 0 where the source is not that of its training."""
+    labels: np.ndarray  # (n,) int64, or (n, classes) bool where images may have several labels
+    left_out: list[tuple[str, str]]  # (sample id, reason) of the images that cannot be read
+    trained_on: int  # number of images that the model was trained on; 0 where the source is not that of its training
+    # Whether the model was calibrated on any of the images; False where the source is not that of its training.
     calibrated_on: bool
-    """Whether the model was calibrated on any of the images; False where the source is not that of its training."""
-    table: Table
-    """The whole source."""
-    indices: np.ndarray
-    """(n,) int64: the index of each image in the table."""
-    recognized_by: str = ""
-    """What images of the training are recognized by, as in `KnownImages.basis`."""
-    total: int = 0
-    """Number of images that were asked for, those left out included."""
-    training: int = 0
-    """Number of images left out because the model was trained on them."""
+    table: Table  # the whole source
+    indices: np.ndarray  # (n,) int64: the index of each image in the table
+    recognized_by: str = ""  # what images of the training are recognized by, as in `KnownImages.basis`
+    total: int = 0  # number of images that were asked for, those left out included
+    training: int = 0  # number of images left out because the model was trained on them
+    # (n,) "<U5": the split of the run that each image was in; "" for none, or unknown.
     of_run: np.ndarray = field(default_factory=lambda: np.zeros(0, "<U5"))
-    """(n,) "<U5": the split of the run that each image was in; "" for none, or unknown."""
+    # (n,) int64: images of a group, and exact copies, have the same number; None where each is its own.
     groups: np.ndarray | None = None
-    """(n,) int64: images of a group, and exact copies, have the same number; None where each is its own."""
-    contradicting: int = 0
-    """Number of images of which an exact copy has another label."""
-    validation: LabeledImages | None = None
-    """Images that were asked for and chose the model, kept apart."""
-    unfinished: bool = False
-    """Whether the training of the model was stopped before its end."""
-    called_differently: str = ""
-    """Classes that the source shows under another name than the model."""
+    contradicting: int = 0  # number of images of which an exact copy has another label
+    validation: LabeledImages | None = None  # images that were asked for and chose the model, kept apart
+    unfinished: bool = False  # whether the training of the model was stopped before its end
+    called_differently: str = ""  # classes that the source shows under another name than the model
 
     @property
     def selected_on(self) -> bool:

@@ -43,18 +43,15 @@ class Backbone:
     """A function from images to features, and what identifies its results."""
 
     name: str
-    key: str
-    """Changes whenever the same image may get other features."""
+    key: str  # changes whenever the same image may get other features
     preprocessing: Preprocessing
-    width: int
-    """Number of features of an image."""
+    width: int  # number of features of an image
+    # Name of the network and of its weights, as `train` takes them; None where there is none to train on.
     model: str | None = None
-    """Name of the network and of its weights, as `train` takes them; None where there is none to train on."""
     weights: str | None = None
     notes: list[str] = field(default_factory=list)
     network: Network | None = None
-    about: ModelFile | None = None
-    """What the file of a finished model says, where its answers are reviewed."""
+    about: ModelFile | None = None  # what the file of a finished model says, where its answers are reviewed
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _run: Callable[[Tensor], Tensor] | None = None
 

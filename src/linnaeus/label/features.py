@@ -51,23 +51,16 @@ class Features:
     """Features of n images; rows appear while `start` runs."""
 
     folder: Path
-    paths: Sequence[str]
-    """Relative to the folder, with forward slashes."""
+    paths: Sequence[str]  # relative to the folder, with forward slashes
     backbone: Backbone
-    values: np.ndarray = field(init=False)
-    """(n, width) float16; only the rows of `ready` are valid."""
+    values: np.ndarray = field(init=False)  # (n, width) float16; only the rows of `ready` are valid
+    # (n, 2) uint64: of the image and of its mirror image; 0 where the image is too flat to have one.
     hashes: np.ndarray = field(init=False)
-    """(n, 2) uint64: of the image and of its mirror image; 0 where the image is too flat to have one."""
-    ready: np.ndarray = field(init=False)
-    """(n,) bool."""
-    unreadable: dict[int, str] = field(default_factory=dict)
-    """Image -> why it cannot be read."""
-    rate: float = 0.0
-    """Images per second, recently."""
-    failure: str = ""
-    """Why the computation has ended early; empty if it has not."""
-    changed: Callable[[], None] = lambda: None
-    """Called after rows have appeared."""
+    ready: np.ndarray = field(init=False)  # (n,) bool
+    unreadable: dict[int, str] = field(default_factory=dict)  # image -> why it cannot be read
+    rate: float = 0.0  # images per second, recently
+    failure: str = ""  # why the computation has ended early; empty if it has not
+    changed: Callable[[], None] = lambda: None  # called after rows have appeared
     _urgent: list[int] = field(default_factory=list)
     _rest: Iterator[int] = field(init=False)
     _stop: threading.Event = field(default_factory=threading.Event)

@@ -32,20 +32,16 @@ class Finish:
     """Training on the labels of a session; one run at a time."""
 
     session: Session
-    runs: Path
-    """Folder for the runs."""
+    runs: Path  # folder for the runs
     device: str = "auto"
-    run: Path | None = None
-    """The run that was started last."""
+    run: Path | None = None  # the run that was started last
     error: str = ""
-    lines: list[str] = field(default_factory=list)
-    """The last lines of its output."""
+    lines: list[str] = field(default_factory=list)  # the last lines of its output
+    # A line on the classes that the run does not have, if there are any.
     left_out: list[str] = field(default_factory=list)
-    """A line on the classes that the run does not have, if there are any."""
     _process: subprocess.Popen[str] | None = None
     _reader: threading.Thread | None = None
-    _stopped: bool = False
-    """Whether the training was ended on purpose."""
+    _stopped: bool = False  # whether the training was ended on purpose
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -74,25 +74,17 @@ class Journal:
     """The answers about the images of a folder; `append` and `refresh` are thread-safe."""
 
     path: Path
-    labels: dict[str, Label] = field(default_factory=dict)
-    """Image -> current label, for images that have one."""
-    skipped: set[str] = field(default_factory=set)
-    """Images about which a person could not tell."""
-    classes: list[str] = field(default_factory=list)
-    """In the order in which they were first named."""
+    labels: dict[str, Label] = field(default_factory=dict)  # image -> current label, for images that have one
+    skipped: set[str] = field(default_factory=set)  # images about which a person could not tell
+    classes: list[str] = field(default_factory=list)  # in the order in which they were first named
     records: list[Record] = field(default_factory=list)
-    damaged: int = 0
-    """Lines that were skipped because their checksum does not match."""
+    damaged: int = 0  # lines that were skipped because their checksum does not match
+    # Image -> its states, the current one last; one that is undone is removed.
     _states: dict[str, list[_State]] = field(default_factory=dict)
-    """Image -> its states, the current one last; one that is undone is removed."""
-    _named: dict[str, int] = field(default_factory=dict)
-    """Class -> number of the record that named it first."""
-    _offset: int = 0
-    """Bytes that were read."""
-    _end: bytes = b""
-    """The last line that was read."""
-    _depth: int = 0
-    """How often this process holds the lock of the file, which cannot be taken twice."""
+    _named: dict[str, int] = field(default_factory=dict)  # class -> number of the record that named it first
+    _offset: int = 0  # bytes that were read
+    _end: bytes = b""  # the last line that was read
+    _depth: int = 0  # how often this process holds the lock of the file, which cannot be taken twice
     _mutex: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod

@@ -149,20 +149,17 @@ class Learner:
 
     features: Features
     audit: Audit
-    model: Answers | None = None
-    """A finished model whose answers are reviewed; None: a head is solved from the labels."""
+    model: Answers | None = None  # a finished model whose answers are reviewed; None: a head is solved from the labels
     solver: HeadSolver = field(default_factory=HeadSolver)
-    mean: np.ndarray | None = None
-    """(width,) of the features; None before the first are ready."""
+    mean: np.ndarray | None = None  # (width,) of the features; None before the first are ready
     _centered_at: int = 0
     _rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    # The features of `_rows`, centered by `_x_mean`.
     _x: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """The features of `_rows`, centered by `_x_mean`."""
     _x_mean: np.ndarray | None = None
+    # Image -> number of its group of near duplicates, for images that have been labelled.
     _group: dict[int, int] = field(default_factory=dict)
-    """Image -> number of its group of near duplicates, for images that have been labelled."""
-    position: dict[str, int] = field(init=False)
-    """Path -> image."""
+    position: dict[str, int] = field(init=False)  # path -> image
 
     def __post_init__(self) -> None:
         self.position = {path: i for i, path in enumerate(self.features.paths)}

@@ -47,17 +47,12 @@ class Pool:
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    # (k,) largest cosine to an image that the head has learned from; -1 where there is none. Reserved images do not
+    # count: diverse questions would keep away from them, and accuracy on them would be too low.
     closest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """(k,) largest cosine to an image that the head has learned from; -1 where there is none.
-
-    Reserved images do not count: diverse questions would keep away from them, and accuracy on them would be too low.
-    """
-    taught: frozenset[int] = frozenset()
-    """The images that `closest` knows."""
-    ready: int = 0
-    """Images with features when the pool was filled."""
-    mean: np.ndarray | None = None
-    """The mean of the features at that time."""
+    taught: frozenset[int] = frozenset()  # the images that `closest` knows
+    ready: int = 0  # images with features when the pool was filled
+    mean: np.ndarray | None = None  # the mean of the features at that time
 
     def updated(self, learner: Learner, taught: np.ndarray) -> Pool:
         """The pool after the head has learned from images (n,) int64; filled anew if it is used up or outdated."""

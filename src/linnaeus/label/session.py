@@ -36,13 +36,11 @@ class View:
 
     learned: Learned = field(default_factory=Learned)
     pool: Pool = field(default_factory=Pool)
-    groups: tuple[list[int], ...] = ()
-    """Images far from all classes, which may be of a new one."""
+    groups: tuple[list[int], ...] = ()  # images far from all classes, which may be of a new one
     suspects: tuple[Suspect, ...] = ()
+    # Level -> about how many unlabelled images a batch would hold, by the share of the pool.
     sure: Mapping[float, int] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0))
-    """Level -> about how many unlabelled images a batch would hold, by the share of the pool."""
-    version: int = 0
-    """Grows whenever the figures have changed."""
+    version: int = 0  # grows whenever the figures have changed
 
 
 @dataclass

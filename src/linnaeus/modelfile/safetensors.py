@@ -86,12 +86,10 @@ class ModelFile:
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    task: str = "single-label"
-    """`single-label`, or `multi-label`: probabilities are independent, and sum to anything."""
-    digest: str = ""
-    """`sha256` of the file that this was read from."""
+    task: str = "single-label"  # `single-label`, or `multi-label`: probabilities are independent, and sum to anything
+    digest: str = ""  # `sha256` of the file that this was read from
+    # What `unknown` needs beside the weights; empty where only the description was read.
     unknown_tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """What `unknown` needs beside the weights; empty where only the description was read."""
 
 
 def write_model(path: Path, state: dict[str, Tensor], about: ModelFile) -> str:

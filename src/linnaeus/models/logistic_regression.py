@@ -42,21 +42,17 @@ PATIENCE = 3  # iterations over which the decrease is measured
 class Problems:
     """P logistic regressions on the same samples that differ in their sample weights."""
 
-    x: Tensor
-    """(n * windows, d) features, those of a sample one after the other."""
-    y: Tensor
-    """(n,) int64 labels; or (n, classes) float where a sample may have several."""
-    weights: Tensor
-    """(n, P) sample weights; each column sums to 1."""
+    x: Tensor  # (n * windows, d) features, those of a sample one after the other
+    y: Tensor  # (n,) int64 labels; or (n, classes) float where a sample may have several
+    weights: Tensor  # (n, P) sample weights; each column sums to 1
     classes: int
+    # (2, classes): weight of a sample without and with each of several labels; None: 1.
     class_weights: Tensor | None = None
-    """(2, classes): weight of a sample without and with each of several labels; None: 1."""
+    # Called after each evaluation of the objective, which is one pass over the features.
     evaluated: Callable[[], None] | None = None
-    """Called after each evaluation of the objective, which is one pass over the features."""
-    windows: int = 1
-    """Rows of `x` for each sample, which may have several labels if there is more than one."""
+    windows: int = 1  # rows of `x` for each sample, which may have several labels if there is more than one
+    # (d,) of the columns of `x`, if these are uncorrelated: `solve` then starts with an estimate of the Hessian.
     variances: Tensor | None = None
-    """(d,) of the columns of `x`, if these are uncorrelated: `solve` then starts with an estimate of the Hessian."""
 
     def __len__(self) -> int:
         return self.weights.shape[1]

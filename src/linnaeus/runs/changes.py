@@ -23,18 +23,13 @@ from linnaeus.text import percent
 class RunChanges:
     """What was changed, and the answers of both runs on the images that both have."""
 
-    old: Path
-    """The folder of the run before."""
-    lines: list[str]
-    """What changed: one line each."""
+    old: Path  # the folder of the run before
+    lines: list[str]  # what changed: one line each
+    # Class of the run before -> the class that its images have afterwards, None for a class that is left out. None
+    # where images may have several labels, which are not compared.
     targets: Mapping[str, str | None] | None
-    """Class of the run before -> the class that its images have afterwards, None for a class that is left out.
-
-    None where images may have several labels, which are not compared."""
-    forgotten: tuple[dict[str, Any], ...] = ()
-    """The statement on the images that were removed, if any were."""
-    before_after: dict[str, McNemar] = field(default_factory=dict)
-    """By split; filled in by `write`."""
+    forgotten: tuple[dict[str, Any], ...] = ()  # the statement on the images that were removed, if any were
+    before_after: dict[str, McNemar] = field(default_factory=dict)  # by split; filled in by `write`
 
     def write(self, new: Path) -> None:
         """Compare both runs by their predictions, and write changes.json into the folder `new`."""

@@ -44,13 +44,10 @@ class MeasuredLabels:
     """The figures of a run on the images that all runs share."""
 
     figures: LabelFigures
-    ece: float
-    """Calibration error of all pairs of an image and a label, 0 to 1."""
+    ece: float  # calibration error of all pairs of an image and a label, 0 to 1
+    # (resamples,) the mean average precision on the same resamples for every run; empty if they would take too long.
     maps: np.ndarray = field(repr=False)
-    """(resamples,) the mean average precision on the same resamples for every run; empty if they would take too
-    long."""
-    map_ci95: tuple[float, float] | None
-    """That of `linnaeus evaluate` on the same images."""
+    map_ci95: tuple[float, float] | None  # that of `linnaeus evaluate` on the same images
 
 
 def measure_labels(

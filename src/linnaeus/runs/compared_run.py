@@ -27,16 +27,13 @@ class ComparedRun:
     """A run's predictions for one split, its recipe and its duration."""
 
     path: str
-    predictions: Mapping[str, PredictionRow | LabelPredictionRow]
-    """By sample."""
+    predictions: Mapping[str, PredictionRow | LabelPredictionRow]  # by sample
     seconds: float
     recipe: dict[str, Any]
-    classes: tuple[str, ...] | None = None
-    """Where images may have several labels."""
+    classes: tuple[str, ...] | None = None  # where images may have several labels
+    # Sample -> hash of its image; without those that are unknown, as in runs of earlier versions.
     contents: Mapping[str, str] = field(default_factory=dict)
-    """Sample -> hash of its image; without those that are unknown, as in runs of earlier versions."""
-    seen: int = 0
-    """Images of the split that have a copy in training, or that trained the initial weights."""
+    seen: int = 0  # images of the split that have a copy in training, or that trained the initial weights
 
     def has(self, sample: str, other: ComparedRun) -> bool:
         """Whether the run was measured on this sample of another run: on the same image, not only the same name."""

@@ -22,16 +22,12 @@ class Trial:
     """A penalty, with accuracy and loss on held-out training images of heads solved with it."""
 
     penalty: float
-    loss: float
-    """Cross-entropy in nats."""
-    accuracy: float | None = None
-    """0 to 1; None where images may have several labels."""
-    n: int | None = None
-    """Number of these images; of the chosen penalty only."""
-    ci95: tuple[float, float] | None = None
-    """95 % interval of the accuracy; of the chosen penalty only."""
+    loss: float  # cross-entropy in nats
+    accuracy: float | None = None  # 0 to 1; None where images may have several labels
+    n: int | None = None  # number of these images; of the chosen penalty only
+    ci95: tuple[float, float] | None = None  # 95 % interval of the accuracy; of the chosen penalty only
+    # Number of these images that are of the most frequent class; of the chosen penalty only.
     most_frequent: int | None = None
-    """Number of these images that are of the most frequent class; of the chosen penalty only."""
 
 
 def held_out_text(held_out: dict[str, Any]) -> str:

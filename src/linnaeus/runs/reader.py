@@ -58,31 +58,26 @@ class RunContents:
     """A finished run, as recorded in its folder."""
 
     path: Path
-    model: ModelFile
-    """The header of the model file, without weights."""
+    model: ModelFile  # the header of the model file, without weights
     metrics: dict[str, Any]
+    # By split, in the format of `linnaeus evaluate --json`; empty if the run has no evaluation.json.
     evaluation: dict[str, Any]
-    """By split, in the format of `linnaeus evaluate --json`; empty if the run has no evaluation.json."""
     history: list[Row]
-    predictions: dict[str, list[PredictionRow]]
-    """By split; empty where images may have several labels."""
+    predictions: dict[str, list[PredictionRow]]  # by split; empty where images may have several labels
+    # (n,) int64: class index of every image of the source; -1 for a class that the model does not have. (n, classes)
+    # bool where images may have several labels.
     labels: np.ndarray
-    """(n,) int64: class index of every image of the source; -1 for a class that the model does not have. (n, classes)
-    bool where images may have several labels."""
-    splits: np.ndarray
-    """(n,) "<U5": split of every image of the source."""
-    bad_images: list[tuple[str, str]]
-    """(image, reason) of every image that was left out."""
+    splits: np.ndarray  # (n,) "<U5": split of every image of the source
+    bad_images: list[tuple[str, str]]  # (image, reason) of every image that was left out
     recipe: str
-    check: RecordedCheck | None
-    """None if the data was not checked."""
+    check: RecordedCheck | None  # None if the data was not checked
     finished: datetime
+    # Phase -> the penalties tried for its head, where it was solved.
     penalties: dict[int, list[Trial]] = field(default_factory=dict)
-    """Phase -> the penalties tried for its head, where it was solved."""
+    # The contents of changes.json; empty if the run was not derived from another one.
     changes: dict[str, Any] = field(default_factory=dict)
-    """The contents of changes.json; empty if the run was not derived from another one."""
+    # By split, where images may have several labels.
     label_predictions: dict[str, list[LabelPredictionRow]] = field(default_factory=dict)
-    """By split, where images may have several labels."""
 
     @property
     def several(self) -> bool:

@@ -25,14 +25,11 @@ MOST_PARAMETERS = 100  # parameters in one request to MLflow
 class TrackedRun:
     """What a tracker is told about a run when it begins or is resumed."""
 
-    path: Path
-    """The run folder."""
-    parameters: Mapping[str, Any]
-    """Recipe keys, as `--set` names them, and their values."""
-    resumed: int | None = None
-    """Epochs after which an interrupted run continues; None for a new run."""
+    path: Path  # the run folder
+    parameters: Mapping[str, Any]  # recipe keys, as `--set` names them, and their values
+    resumed: int | None = None  # epochs after which an interrupted run continues; None for a new run
+    # How the tracker named this run before it was interrupted; None if it did not know it.
     identifier: str | None = None
-    """How the tracker named this run before it was interrupted; None if it did not know it."""
 
 
 class Tracker(Protocol):

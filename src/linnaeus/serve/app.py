@@ -38,19 +38,14 @@ ORIGIN = "http://origin.invalid"  # in the rendered documentation, replaced by t
 class Settings:
     """What a server shows and whom it serves, besides its limits."""
 
-    name: str
-    """Name of the model."""
+    name: str  # name of the model
     token: str | None = None
-    hosts: frozenset[str] | None = None
-    """Accepted names in the Host header, in lower case; None accepts any."""
+    hosts: frozenset[str] | None = None  # accepted names in the Host header, in lower case; None accepts any
+    # Origins of other servers whose pages may send requests, in lower case, or `*`.
     origins: frozenset[str] = frozenset()
-    """Origins of other servers whose pages may send requests, in lower case, or `*`."""
-    report: str | None = None
-    """Text of the run's report.html, if there is one."""
-    examples: tuple[dict[str, str], ...] = ()
-    """Images to click, as `read_examples` gives them."""
-    address: str | None = None
-    """`http://host:port` at which other devices reach the server; None if they cannot."""
+    report: str | None = None  # text of the run's report.html, if there is one
+    examples: tuple[dict[str, str], ...] = ()  # images to click, as `read_examples` gives them
+    address: str | None = None  # `http://host:port` at which other devices reach the server; None if they cannot
 
 
 def make_app(service: Service, settings: Settings, credentials: Credentials | None = None) -> AccessControl:

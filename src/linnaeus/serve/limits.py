@@ -11,32 +11,20 @@ MIB = 1 << 20
 class Limits:
     """Limits of a server. Everything that can queue up is bounded, and memory with it."""
 
-    request_bytes: int = 32 * MIB
-    """Size of one request body."""
-    images: int = 32
-    """Images in one request."""
-    pixels: int | None = None
-    """Pixels of one image according to its header; None for the limits of `data.decode` alone."""
-    queue: int = 256
-    """Images in progress: being decoded, waiting, or in the network, over all requests."""
-    explanations: int = 32
-    """Images being explained or waiting for it, over all requests; at least `images`."""
-    total_bytes: int = 256 * MIB
-    """Size of all request bodies that are in memory or arriving."""
-    batch: int = 16
-    """Batch size of the network."""
-    window: float = 0.004
-    """Seconds that an incomplete batch waits for images that are being decoded."""
-    body_seconds: float = 30.0
-    """Time from the end of a request header to the end of the body."""
-    header_seconds: float = 10.0
-    """Time for a request header, and for an idle connection."""
-    send_seconds: float = 30.0
-    """Time without progress while a client receives its response."""
-    connections: int = 1000
-    """Open connections; above this number, one that waits for its client is closed."""
+    request_bytes: int = 32 * MIB  # size of one request body
+    images: int = 32  # images in one request
+    pixels: int | None = None  # pixels of one image according to its header; None for the limits of `data.decode` alone
+    queue: int = 256  # images in progress: being decoded, waiting, or in the network, over all requests
+    explanations: int = 32  # images being explained or waiting for it, over all requests; at least `images`
+    total_bytes: int = 256 * MIB  # size of all request bodies that are in memory or arriving
+    batch: int = 16  # batch size of the network
+    window: float = 0.004  # seconds that an incomplete batch waits for images that are being decoded
+    body_seconds: float = 30.0  # time from the end of a request header to the end of the body
+    header_seconds: float = 10.0  # time for a request header, and for an idle connection
+    send_seconds: float = 30.0  # time without progress while a client receives its response
+    connections: int = 1000  # open connections; above this number, one that waits for its client is closed
+    # Connections whose client does not read its response; above this number, the one without progress is closed.
     unread_responses: int = 32
-    """Connections whose client does not read its response; above this number, the one without progress is closed."""
 
 
 class RefusedError(Exception):

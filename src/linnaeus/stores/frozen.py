@@ -96,25 +96,20 @@ class FrozenStages:
     console: Console
     cache: Cache
     group: ProcessGroup = SINGLE_PROCESS
-    precision: str = "32-true"
-    """As `Engine.precision` names it: a part of the key of a store."""
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """The precision of the forward pass."""
+    precision: str = "32-true"  # as `Engine.precision` names it: a part of the key of a store
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the precision of the forward pass
+    # The training images, some of which calibrate int8; None: the stages run in floating point.
     int8: Samples | None = None
-    """The training images, some of which calibrate int8; None: the stages run in floating point."""
-    bf16: bool = False
-    """Whether to try convolutions in bfloat16."""
+    bf16: bool = False  # whether to try convolutions in bfloat16
+    # A key of what may change a bit, such as the number of threads, where the rows must have every bit that the network
+    # computes in evaluation; empty where they are made fast.
     exact: str = ""
-    """A key of what may change a bit, such as the number of threads, where the rows must have every bit that the
-    network computes in evaluation; empty where they are made fast."""
+    # (stages, checksum of their weights) -> executor: a later phase may freeze what an earlier one trained.
     executors: dict[tuple[str, str], Executor] = field(default_factory=dict)
-    """(stages, checksum of their weights) -> executor: a later phase may freeze what an earlier one trained."""
+    # Stages -> the executor that computed their activations, in this run or in the one that it resumes. Stages that run
+    # again are run by the same executor.
     made_by: dict[str, str] = field(default_factory=dict)
-    """Stages -> the executor that computed their activations, in this run or in the one that it resumes.
-
-    Stages that run again are run by the same executor."""
-    on_change: Callable[[], None] | None = None
-    """Called after `made_by` has changed."""
+    on_change: Callable[[], None] | None = None  # called after `made_by` has changed
 
     @classmethod
     def on_engine(

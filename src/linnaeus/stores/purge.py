@@ -27,12 +27,10 @@ RECORDS = (CONTENTS, "statistics.npy", INDEX)  # the files with a column of sign
 class Purged:
     """What was removed from the cache."""
 
-    rows: int = 0
-    """Rows of pixels."""
-    entries: int = 0
-    """Entries that were computed from the images, or record them, and are removed as a whole."""
+    rows: int = 0  # rows of pixels
+    entries: int = 0  # entries that were computed from the images, or record them, and are removed as a whole
+    # Entries that could not be removed, because another process holds them or the disk refuses.
     left: list[Path] = field(default_factory=list)
-    """Entries that could not be removed, because another process holds them or the disk refuses."""
 
     def remove(self, cache: Cache, entry: Entry) -> None:
         """Remove an entry, and count it."""

@@ -41,14 +41,11 @@ INDEX_DTYPE = np.dtype([("height", "<i4"), ("width", "<i4"), ("signature", "<u8"
 class Index:
     """The shapes, signatures and failures of the rows of a finished pixel store."""
 
-    shapes: np.ndarray
-    """(n, 2) int32: height and width"""
-    signatures: np.ndarray
-    """(n,) uint64"""
-    failed: dict[int, str]
-    """row -> why the image could not be read"""
+    shapes: np.ndarray  # (n, 2) int32: height and width
+    signatures: np.ndarray  # (n,) uint64
+    failed: dict[int, str]  # row -> why the image could not be read
+    # (n,) uint32: CRC-32 of all rows up to and including each; None in stores of earlier versions
     checksums: np.ndarray | None = None
-    """(n,) uint32: CRC-32 of all rows up to and including each; None in stores of earlier versions"""
 
     def offsets(self, channels: int) -> np.ndarray:
         """(n,) int64: the byte at which each row starts."""

@@ -28,12 +28,10 @@ class EarlierRows:
     """Images of another run, whose stored activations may be reused."""
 
     rows: Rows
-    positions: np.ndarray
-    """(n,) int64: where each wanted image is among `rows`, or -1"""
-    exact: bool = False
-    """Whether activations may be reused only if computing them again would give the same bits."""
+    positions: np.ndarray  # (n,) int64: where each wanted image is among `rows`, or -1
+    exact: bool = False  # whether activations may be reused only if computing them again would give the same bits
+    # Number of views -> the mark of the earlier store, if its own rows were reused from another.
     marks: Mapping[str, str] = field(default_factory=dict)
-    """Number of views -> the mark of the earlier store, if its own rows were reused from another."""
 
     @property
     def missing(self) -> int:

@@ -44,25 +44,17 @@ class Trial:
     """One trial of a sweep."""
 
     number: int
-    state: str
-    """complete | pruned | failed | running"""
-    drawn: dict[str, Any]
-    """Its parameters by dotted key; a choice that is not a string as its JSON text."""
-    value: float | None = None
-    """The objective: of the best epoch if complete, of the last epoch if pruned."""
+    state: str  # complete | pruned | failed | running
+    drawn: dict[str, Any]  # its parameters by dotted key; a choice that is not a string as its JSON text
+    value: float | None = None  # the objective: of the best epoch if complete, of the last epoch if pruned
+    # Of the best epoch: n, correct, accuracy, accuracy_ci95, balanced_accuracy, loss.
     figures: dict[str, Any] = field(default_factory=dict)
-    """Of the best epoch: n, correct, accuracy, accuracy_ci95, balanced_accuracy, loss."""
-    phase: int = 0
-    """Phase of the best epoch."""
-    epoch: int = 0
-    """The best epoch, in its phase."""
-    epochs: int = 0
-    """Number of epochs over all phases."""
+    phase: int = 0  # phase of the best epoch
+    epoch: int = 0  # the best epoch, in its phase
+    epochs: int = 0  # number of epochs over all phases
     seconds: float = 0.0
-    reason: str = ""
-    """Why it failed."""
-    same_as: int | None = None
-    """An earlier trial with the same parameters, whose results were copied."""
+    reason: str = ""  # why it failed
+    same_as: int | None = None  # an earlier trial with the same parameters, whose results were copied
 
     @classmethod
     def of(cls, trial: optuna.trial.FrozenTrial) -> Trial:

@@ -63,23 +63,16 @@ class Checkpoint:
 class Checkpoints:
     """Writes the checkpoints of one run when they are due, and reads the last one."""
 
-    path: Path
-    """The folder RUN/checkpoint."""
+    path: Path  # the folder RUN/checkpoint
     interval: CheckpointInterval = field(default_factory=CheckpointInterval)
-    number: int = 0
-    """Number of the last checkpoint, which is part of its file names."""
-    cost: float = 0.0
-    """Seconds that the last checkpoint took."""
-    spent: float = 0.0
-    """Seconds that all checkpoints of this process took."""
-    count: int = 0
-    """Checkpoints that this process wrote."""
-    steps: int = 0
-    """Steps since the last checkpoint."""
-    written_best: tuple[int, int] | None = None
-    """(phase, epoch) of the best model on the disk."""
+    number: int = 0  # number of the last checkpoint, which is part of its file names
+    cost: float = 0.0  # seconds that the last checkpoint took
+    spent: float = 0.0  # seconds that all checkpoints of this process took
+    count: int = 0  # checkpoints that this process wrote
+    steps: int = 0  # steps since the last checkpoint
+    written_best: tuple[int, int] | None = None  # (phase, epoch) of the best model on the disk
+    # Name -> length and checksum of the tensor files of the last checkpoint.
     files: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Name -> length and checksum of the tensor files of the last checkpoint."""
 
     def __post_init__(self) -> None:
         self.written_at = time.monotonic()

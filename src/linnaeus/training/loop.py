@@ -30,38 +30,29 @@ from linnaeus.training.step import Optimization, StepSums
 class Step:
     """Progress after one optimizer step."""
 
-    epoch: int
-    """From 1, inside the phase."""
-    step: int
-    """From 1, inside the epoch."""
-    steps: int
-    """Steps of an epoch."""
-    samples: int
-    """Samples of this epoch so far."""
+    epoch: int  # from 1, inside the phase
+    step: int  # from 1, inside the epoch
+    steps: int  # steps of an epoch
+    samples: int  # samples of this epoch so far
+    # Returns (mean loss, accuracy or None) of the epoch so far. On a GPU the call waits for the device.
     means: Callable[[], tuple[float, float | None]]
-    """Returns (mean loss, accuracy or None) of the epoch so far. On a GPU the call waits for the device."""
-    snapshot: Callable[[], Snapshot]
-    """Returns the state after this step, from which another process can continue."""
+    snapshot: Callable[[], Snapshot]  # returns the state after this step, from which another process can continue
 
 
 @dataclass
 class Epoch:
     """One epoch of training and its validation."""
 
-    epoch: int
-    """From 1, inside the phase."""
+    epoch: int  # from 1, inside the phase
     lr: float
-    train_loss: float
-    """Mean over the samples, of the main head, in training mode and with augmentation."""
-    train_accuracy: float | None
-    """As train_loss; None if images are mixed, or may have several labels."""
+    train_loss: float  # mean over the samples, of the main head, in training mode and with augmentation
+    train_accuracy: float | None  # as train_loss; None if images are mixed, or may have several labels
     valid: Headline
     seconds: float
+    # The network that was evaluated: the trained one, or its moving average. Save it before asking for the next epoch.
     model: Network
-    """The network that was evaluated: the trained one, or its moving average. Save it before asking for the next
-    epoch."""
+    # Returns the state after this epoch; None if the phase has a single epoch that needs no resuming.
     snapshot: Callable[[], Snapshot] | None = None
-    """Returns the state after this epoch; None if the phase has a single epoch that needs no resuming."""
 
 
 def fit(

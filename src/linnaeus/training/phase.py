@@ -45,22 +45,16 @@ class PhaseRun:
     net: TrainablePart
     train: Stream
     valid: Stream
-    classes: int
-    """Number of classes."""
+    classes: int  # number of classes
     seed: int = 0
-    number: int = 1
-    """Number of the phase, from 1."""
-    first_epoch: int = 0
-    """Epochs of earlier phases: no two epochs of a run may draw the same random numbers."""
-    micro_batch: int | None = None
-    """Samples that go through the network at once in each process; None: the whole batch."""
+    number: int = 1  # number of the phase, from 1
+    first_epoch: int = 0  # epochs of earlier phases: no two epochs of a run may draw the same random numbers
+    micro_batch: int | None = None  # samples that go through the network at once in each process; None: the whole batch
 
-    whole_micro_batch: int | None = None
-    """The micro-batch of a single process that has all samples of a batch."""
+    whole_micro_batch: int | None = None  # the micro-batch of a single process that has all samples of a batch
+    # Whether the stages below the head were trained on these training images: then cross-validation is optimistic.
     seen: bool = False
-    """Whether the stages below the head were trained on these training images: then cross-validation is optimistic."""
-    compiled: bool = False
-    """Whether torch.compile translates the training pass."""
+    compiled: bool = False  # whether torch.compile translates the training pass
 
     def undivided(self) -> PhaseRun:
         """The phase as a single process runs it, with the whole batches."""

@@ -23,10 +23,9 @@ from linnaeus.training.phase import PhaseRun
 class StepSums:
     """Sums over the samples of a step, or of a part of it, on the device."""
 
+    # In float64, where the device has it: that makes the rounding negligible, however many parts there are.
     loss: Tensor
-    """In float64, where the device has it: that makes the rounding negligible, however many parts there are."""
-    correct: Tensor | None
-    """Number of correct predictions; None if images are mixed or may have several labels."""
+    correct: Tensor | None  # number of correct predictions; None if images are mixed or may have several labels
 
     def __add__(self, other: StepSums) -> StepSums:
         correct = None if self.correct is None or other.correct is None else self.correct + other.correct

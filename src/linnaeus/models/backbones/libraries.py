@@ -33,15 +33,13 @@ class Library:
     """How networks of a library are made and how their published weights are used."""
 
     prefix: str
-    package: str
-    """Its name in the package index."""
+    package: str  # its name in the package index
+    # Imports it. Raises UserError, with the command that installs it, if that fails.
     load: Callable[[], Any]
-    """Imports it. Raises UserError, with the command that installs it, if that fails."""
     create: Callable[..., Network]
+    # (name, a folder that may hold a copy of the repository) -> the entry for its pretrained weights.
     weights: Callable[[str, Path | None], PretrainedWeights]
-    """(name, a folder that may hold a copy of the repository) -> the entry for its pretrained weights."""
-    convert: Converter | None = None
-    """None where a network comes with its weights."""
+    convert: Converter | None = None  # None where a network comes with its weights
 
 
 LIBRARIES = (

@@ -30,12 +30,10 @@ class Family:
     """How the networks of one class of timm compute their features, as names of attributes that are called in order."""
 
     stem: tuple[str, ...]
+    # Stages. `blocks.*` stands for the children of `blocks`, each a stage.
     body: tuple[str, ...]
-    """Stages. `blocks.*` stands for the children of `blocks`, each a stage."""
-    tail: tuple[str, ...] = ()
-    """Computed at the end of the last stage."""
-    groups: int = 0
-    """Merge the children of `body` into this many stages of equal length."""
+    tail: tuple[str, ...] = ()  # computed at the end of the last stage
+    groups: int = 0  # merge the children of `body` into this many stages of equal length
 
 
 FAMILIES = {

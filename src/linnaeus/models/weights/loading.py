@@ -24,16 +24,12 @@ class LoadedWeights:
     """A network with trained weights, and how to use it."""
 
     model: Network
-    source: str
-    """The name of pretrained weights, or the path of a file."""
-    notes: list[str]
-    """One line for each adaptation and each assumption."""
+    source: str  # the name of pretrained weights, or the path of a file
+    notes: list[str]  # one line for each adaptation and each assumption
+    # `mean` and `std`, one value per channel; `resize`, `size` and `interpolation`, None if unknown.
     normalization: dict[str, Any]
-    """`mean` and `std`, one value per channel; `resize`, `size` and `interpolation`, None if unknown."""
-    license: str = ""
-    """License of the weights, such as `apache-2.0`; empty if unknown."""
-    gated: bool = False
-    """Whether the authors ask for consent before a download."""
+    license: str = ""  # license of the weights, such as `apache-2.0`; empty if unknown
+    gated: bool = False  # whether the authors ask for consent before a download
 
 
 def load_weights(

@@ -24,30 +24,23 @@ class PretrainedWeights:
     """One set of published weights, trained on the 1000 classes of ImageNet."""
 
     name: str
-    model: str
-    """Name of the network in `linnaeus.models.MODELS`."""
-    url: str = ""
-    """Download address; empty if the weights can only be imported from a local file."""
+    model: str  # name of the network in `linnaeus.models.MODELS`
+    url: str = ""  # download address; empty if the weights can only be imported from a local file
+    # SHA-256 of the file at `url`, in hexadecimal: complete, or the prefix that is part of the published file name;
+    # empty if none is published.
     sha256: str = ""
-    """SHA-256 of the file at `url`, in hexadecimal: complete, or the prefix that is part of the published file name;
-    empty if none is published."""
-    top1: float = math.nan
-    """Published top-1 accuracy on the 50,000 validation images, in percent, measured at `size`."""
+    top1: float = math.nan  # published top-1 accuracy on the 50,000 validation images, in percent, measured at `size`
     license: str = "unknown"
+    # Arguments of the network that the weights were trained with.
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the network that the weights were trained with."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    resize: int = 256
-    """Pixels of the short side after resizing; the central `size` x `size` pixels are then cut out."""
+    resize: int = 256  # pixels of the short side after resizing; the central `size` x `size` pixels are then cut out
     size: int = 224
     interpolation: str = "bilinear"
-    hub: str = ""
-    """Hugging Face repository whose model.safetensors holds the same tensors; empty if there is none."""
-    fit: str = "crop"
-    """How images that are not square are made so, as in a recipe."""
-    gated: bool = False
-    """Whether the authors ask for consent before a download."""
+    hub: str = ""  # hugging Face repository whose model.safetensors holds the same tensors; empty if there is none
+    fit: str = "crop"  # how images that are not square are made so, as in a recipe
+    gated: bool = False  # whether the authors ask for consent before a download
 
     @property
     def file(self) -> str:

@@ -33,22 +33,16 @@ class LeftOut:
     """Of each turn: the share of the left-out class that passes as known, and areas under the ROC curve against the
     known images."""
 
-    classes: list[int]
-    """The classes that were left out, by index."""
-    of: int
-    """Number of classes that took part."""
+    classes: list[int]  # the classes that were left out, by index
+    of: int  # number of classes that took part
     probability: np.ndarray
-    distance: np.ndarray
-    """With the compact references."""
-    combined: np.ndarray
-    """Of the two scores together, as the model uses them, without thumbnails."""
+    distance: np.ndarray  # with the compact references
+    combined: np.ndarray  # of the two scores together, as the model uses them, without thumbnails
+    # Share of the images of the left-out class that thresholds accept as known, in 0..1: those that accept 95 % of the
+    # test images of the other classes, chosen as the model's own.
     accepted: np.ndarray
-    """Share of the images of the left-out class that thresholds accept as known, in 0..1: those that accept 95 % of the
-    test images of the other classes, chosen as the model's own."""
-    known: int
-    """Test images of known classes, over all turns."""
-    unknown: int
-    """Images of the classes that were left out, over all turns."""
+    known: int  # test images of known classes, over all turns
+    unknown: int  # images of the classes that were left out, over all turns
 
     def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
         """For JSON; `names` are those of all classes."""

@@ -58,22 +58,17 @@ class TunedValues:
 class Identity:
     """Recipe, data and machine of a run, as run.json stores them."""
 
-    source: str
-    """Absolute path of the source, or a known name."""
-    recipe: dict[str, Any]
-    """The recipe as requested, before tuning."""
+    source: str  # absolute path of the source, or a known name
+    recipe: dict[str, Any]  # the recipe as requested, before tuning
     classes: list[str]
-    counts: dict[str, int]
-    """Images by split."""
-    fingerprint: str
-    """Fingerprint of the table."""
-    machine: dict[str, Any]
-    """Device, precision, threads and torch version: with others the last bits may differ."""
+    counts: dict[str, int]  # images by split
+    fingerprint: str  # fingerprint of the table
+    machine: dict[str, Any]  # device, precision, threads and torch version: with others the last bits may differ
+    # Split -> identifiers of its decoded images; two splits are the same if they share one.
     pixels: dict[str, list[str]] = field(default_factory=dict)
-    """Split -> identifiers of its decoded images; two splits are the same if they share one."""
     tuned: TunedValues = field(default_factory=TunedValues)
+    # What was removed from the runs that this one comes from, for the model file.
     forgotten: list[dict[str, Any]] = field(default_factory=list)
-    """What was removed from the runs that this one comes from, for the model file."""
 
     def write(self, folder: Path) -> None:
         """Write run.json, completely or not at all."""

@@ -21,18 +21,14 @@ from linnaeus.stores.samples import Samples
 class EarlierRun:
     """A run with the same network and some of the same images, whose stored activations are reused."""
 
-    table: Table
-    """Every sample has a split."""
-    samples: dict[str, Samples]
-    """Its readable images by split; none where they are gone."""
-    exact: bool = False
-    """Whether the new run must be, bit for bit, one that computes everything again."""
+    table: Table  # every sample has a split
+    samples: dict[str, Samples]  # its readable images by split; none where they are gone
+    exact: bool = False  # whether the new run must be, bit for bit, one that computes everything again
+    # What was removed from this run and from those before it, for the model file.
     forgotten: tuple[dict[str, Any], ...] = ()
-    """What was removed from this run and from those before it, for the model file."""
+    # Number of views -> the mark of a store of this run whose rows were partly reused (metrics.json).
     taken_over: Mapping[str, str] = field(default_factory=dict)
-    """Number of views -> the mark of a store of this run whose rows were partly reused (metrics.json)."""
-    changes: RunChanges | None = None
-    """Written into the folder of the new run before its report, which shows them."""
+    changes: RunChanges | None = None  # written into the folder of the new run before its report, which shows them
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ MEMORY_SHARE = 0.5
 class SampleCost:
     """Cost of one sample in a training step."""
 
-    bytes: int
-    """Memory that is kept for the backward pass."""
+    bytes: int  # memory that is kept for the backward pass
+    # Time of the measured step, for one sample. It was the first one, so later steps are faster.
     seconds: float = 0.0
-    """Time of the measured step, for one sample. It was the first one, so later steps are faster."""
 
     def micro_batch(self, batch: int, free: int) -> int:
         """The micro-batch for a batch of `batch` samples in `free` bytes: equal parts, as few as fit."""
