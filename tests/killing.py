@@ -31,7 +31,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs skip plots and report, which take most of a second."""
     monkeypatch.setattr(finalize, "write_plots", lambda *args: "")
     monkeypatch.setattr("linnaeus.report.page.write_report", lambda *args, **more: None)
-    monkeypatch.setattr("linnaeus.report.plots.ranges", lambda *args: "")
+    monkeypatch.setattr("linnaeus.report.range_test.ranges", lambda *args: "")
 
 
 def train(source: Path, recipe: Path | None, out: Path | None, every: str = "2steps", **more: Any) -> Run:

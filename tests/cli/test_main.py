@@ -464,7 +464,7 @@ def test_a_file_of_lines_with_another_number_of_classes_is_kept(here: Path, say)
 def test_the_grid_of_a_continued_file_shows_all_images(here: Path, say, monkeypatch: pytest.MonkeyPatch):
     """As after a kill between the answers and the grid."""
     drawn: list[int] = []
-    monkeypatch.setattr("linnaeus.report.plots.image_grid", lambda tiles, *a, **more: drawn.append(len(tiles)))
+    monkeypatch.setattr("linnaeus.report.image_grid.image_grid", lambda tiles, *a, **more: drawn.append(len(tiles)))
     command = ("predict", "m.safetensors", "pics", "--out", "p.csv")
     assert say(*command).status == 0
     answers = (here / "p.csv").read_bytes()

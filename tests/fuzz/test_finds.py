@@ -11,7 +11,7 @@ from hostile import watched
 from PIL import Image
 from tiny import draw, write_images, write_recipe
 
-import linnaeus.report.plots  # noqa: F401 - matplotlib creates its configuration folder when it is first imported
+import linnaeus.report.canvas  # noqa: F401 - matplotlib creates its configuration folder when it is first imported
 from linnaeus.console import Console
 from linnaeus.data.sources import open_source
 from linnaeus.environment import cache_dir

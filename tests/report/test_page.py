@@ -444,7 +444,7 @@ def test_a_run_survives_a_plot_that_fails(
         measured.append("valid" in json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")))
         raise StopIteration
 
-    monkeypatch.setattr("linnaeus.report.plots.curves", fails)
+    monkeypatch.setattr("linnaeus.report.curves.curves", fails)
     path = linnaeus.train(write_images(tmp_path / "photos"), str(recipe), out=tmp_path / "run", device="cpu").path
     assert measured == [True], "the figures are on disk before anything is drawn"
     assert (

@@ -322,7 +322,9 @@ def test_threads_draw_the_same_and_no_setting_changes(tmp_path: Path) -> None:
 
 
 def test_pyplot_and_torch_are_not_imported() -> None:
-    code = "import sys, linnaeus.report.plots; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    drawn = ("confusion", "curves", "image_grid", "penalty_curve", "range_test", "sweep_plot")
+    modules = ", ".join(f"linnaeus.report.{name}" for name in drawn)
+    code = f"import sys, {modules}; print({{'matplotlib.pyplot', 'torch'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

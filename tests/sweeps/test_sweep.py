@@ -415,8 +415,7 @@ def test_without_optuna_it_is_one_line(source: Path, recipe: str, tmp_path: Path
 
 
 def test_the_plot_of_one_trial_and_of_many(tmp_path: Path):
-    from linnaeus.report.plots import sweep_plot
-    from linnaeus.report.sweep_plot import Slice, SweepImage
+    from linnaeus.report.sweep_plot import Slice, SweepImage, sweep_plot
 
     one = SweepImage("one $x$", "says", "loss", [0], [0.5], [False], 0, {}, [Slice("k", [1.0], (0, 2))])
     sweep_plot(one, tmp_path / "one.png")

@@ -109,7 +109,7 @@ def test_a_signal_removes_what_a_command_was_writing(
         with atomic(path):
             signal.raise_signal(getattr(signal, name))
 
-    monkeypatch.setattr("linnaeus.report.plots.image_grid", draw)
+    monkeypatch.setattr("linnaeus.report.image_grid.image_grid", draw)
     monkeypatch.setattr(sys, "argv", ["linnaeus", "predict", "m.safetensors", "images", "--grid", "g.png", "-q"])
     with pytest.raises(SystemExit) as end:
         main()

@@ -151,10 +151,8 @@ class PredictionJob:
     top: int
     out: str | None
     console: Console
-    grid: GridSelection | None = None
-    """The predictions to draw; None if none are."""
-    unanswered: bool = False
-    """Whether an image was read and got no answer."""
+    grid: GridSelection | None = None  # the predictions to draw; None if none are
+    unanswered: bool = False  # whether an image was read and got no answer
 
     def run(self) -> tuple[int, int]:
         """(number of images, number of unreadable images), including those of earlier runs; main process only."""
@@ -281,7 +279,8 @@ def _grid_selection(grid: str | None, images: tuple[str, ...], classifier: Class
 
 def _draw_grid(path: str, grid: GridSelection, console: Console) -> None:
     """Draw images with their predicted and true names."""
-    from linnaeus.report.plots import PredictedImage, advice, image_grid
+    from linnaeus.report.fonts import advice
+    from linnaeus.report.image_grid import PredictedImage, image_grid
 
     tiles = [
         PredictedImage(

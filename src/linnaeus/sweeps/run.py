@@ -256,7 +256,8 @@ class _Worker:
 
     def result(self, interrupted: bool) -> Sweep:
         """Draw the plot and return the result. Raises JobError if no trial was completed, after Ctrl-C StoppedError."""
-        from linnaeus.report.plots import advice, sweep_plot
+        from linnaeus.report.fonts import advice
+        from linnaeus.report.sweep_plot import sweep_plot
 
         with self.study.locked():
             trials = self.study.trials()

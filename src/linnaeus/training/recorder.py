@@ -93,7 +93,7 @@ class RunRecorder(Recorder):
 
     def record_rate(self, number: int, test: RangeTest) -> None:
         """Keep the learning rate in the recipe, and plot how it was chosen."""
-        from linnaeus.report.plots import ranges  # matplotlib takes long to import
+        from linnaeus.report.range_test import ranges  # matplotlib takes long to import
 
         if self.is_main:
             path = self.folder.path / f"lr-phase{number}.png"

@@ -242,7 +242,7 @@ def _metrics(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvalua
 
 
 def _draw_plots(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvaluation) -> None:
-    from linnaeus.report.plots import advice  # matplotlib takes long to import
+    from linnaeus.report.fonts import advice  # matplotlib takes long to import
 
     started = time.perf_counter()
     if missing := write_plots(prepared, outcome.best, evaluation):

@@ -22,7 +22,7 @@ from linnaeus.training.finish.measuring import AnyEvaluation
 from linnaeus.training.setup.prepare import Prepared
 
 if TYPE_CHECKING:
-    from linnaeus.report.plots import PredictedImage
+    from linnaeus.report.image_grid import PredictedImage
 
 SHOWN = 24  # images of the grid
 
@@ -53,7 +53,7 @@ def write_plots(prepared: Prepared, best: Best, evaluation: AnyEvaluation) -> st
 
 
 def _draw_confusion(prepared: Prepared, evaluation: FinalEvaluation, path: Path) -> str:
-    from linnaeus.report.plots import confusion  # matplotlib takes long to import
+    from linnaeus.report.confusion import confusion  # matplotlib takes long to import
 
     out, word = _shown_split(evaluation)[1:]
     names = prepared.table.names
@@ -62,7 +62,7 @@ def _draw_confusion(prepared: Prepared, evaluation: FinalEvaluation, path: Path)
 
 
 def _draw_predictions(prepared: Prepared, evaluation: FinalEvaluation, path: Path) -> str:
-    from linnaeus.report.plots import image_grid
+    from linnaeus.report.image_grid import image_grid
 
     split, out, word = _shown_split(evaluation)
     chosen = choose_shown(out)
@@ -80,7 +80,8 @@ def _shown_split(evaluation: FinalEvaluation) -> tuple[str, Outputs, str]:
 
 
 def _draw_curves(prepared: Prepared, best: Best, path: Path) -> str:
-    from linnaeus.report.plots import curves, penalty_curves
+    from linnaeus.report.curves import curves
+    from linnaeus.report.penalty_curve import penalty_curves
 
     rows = prepared.folder.rows
     penalties = read_penalties(prepared.folder.path)
@@ -116,7 +117,7 @@ def stored_rows(prepared: Prepared) -> Callable[[int], np.ndarray | None]:
 
 def _tile(i: int, prepared: Prepared, split: str, evaluation: FinalEvaluation) -> PredictedImage:
     """Sample i as a tile of the image grid: the pixels that the network saw, the prediction and the true class."""
-    from linnaeus.report.plots import PredictedImage
+    from linnaeus.report.image_grid import PredictedImage
 
     # Of this image alone: those of all would be computed anew for each tile.
     out, names = evaluation.calibrated[split].take(np.array([i])), prepared.table.names
