@@ -160,10 +160,16 @@ def test_scikit_learns_own_checks(check: str):
     getattr(estimator_checks, check)("ImageClassifier", ImageClassifier())
 
 
+GRAY = np.repeat(np.arange(64, dtype=np.uint8).reshape(1, 8, 8), 4, 0)
+
+
 @pytest.mark.parametrize(
     ("pictures", "labels", "told"),
     [
         (np.zeros((4, 8, 8), np.float32), [0, 1, 0, 1], "float32"),
+        (np.ma.masked_less(GRAY, 1), [0, 1, 0, 1], "images: a masked array, 4 of whose values are masked; fill them"),
+        ([np.ma.masked_less(image, 1) for image in GRAY], [0, 1, 0, 1], "images: a masked array"),
+        (GRAY, np.ma.masked_equal([0, 1, 0, 9], 9), "fit: labels: a masked array, 1 of whose values"),
         (np.zeros((4, 64), np.uint8), [0, 1, 0, 1], r"\(4, 64\)"),
         (np.zeros((4, 8, 8), np.uint8), [0, 1], r"4 images, but labels of shape \(2,\)"),
         ([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)], [0, 1], "several sizes"),

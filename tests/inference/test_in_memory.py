@@ -105,6 +105,11 @@ def test_gray_in_every_shape(classifier: Classifier):
         assert classifier.predict(way).probabilities == pytest.approx(expected)
 
 
+def test_a_mask_that_hides_nothing_is_no_mask(classifier: Classifier):
+    plain, masked = (classifier.predict(image) for image in (GRADIENT, np.ma.masked_greater(GRADIENT, 250)))
+    assert plain.top() == masked.top()
+
+
 def test_folders_batches_and_lists(classifier: Classifier, tmp_path: Path):
     folder = tmp_path / "f"
     (folder / "g").mkdir(parents=True)
@@ -141,6 +146,7 @@ def test_folders_batches_and_lists(classifier: Classifier, tmp_path: Path):
         (COLOR.astype(complex), "an array of complex128"),
         (torch.zeros(28, 28, 3), r"a tensor of shape \(28, 28, 3\).* tensor.permute\(2, 0, 1\)"),
         (torch.randn(3, 28, 28), "float32 values from -"),
+        (np.ma.masked_greater(GRADIENT, 200), "a masked array, 10 of whose values are masked; fill them"),
     ],
 )
 def test_what_is_no_image_is_named_with_its_position(wrong: Any, told: str, classifier: Classifier):

@@ -17,6 +17,7 @@ from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.images.decode import MAX_PIXELS, UnreadableError
 from linnaeus.data.images.modes import flatten
+from linnaeus.data.masked import refuse_masked
 from linnaeus.errors import UserError
 from linnaeus.inference.inputs import expand
 
@@ -101,6 +102,7 @@ def _channels_last(pixels: np.ndarray, name: str) -> np.ndarray:
 
 def _of_array(pixels: np.ndarray, name: str, bits: int) -> np.ndarray:
     """Pixels of any stride and type, (H, W[, C]), as uint8 (H, W[, 3])."""
+    refuse_masked(pixels, name)
     if pixels.ndim not in (2, 3) or not pixels.size or (pixels.ndim == 3 and pixels.shape[2] not in CHANNELS):
         hint = ""
         if pixels.ndim == 3 and pixels.shape[0] in CHANNELS:

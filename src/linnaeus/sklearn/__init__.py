@@ -25,6 +25,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from linnaeus.console import Console
+from linnaeus.data.masked import refuse_masked
 from linnaeus.errors import UserError
 from linnaeus.runs.layout import CHECK, LABEL_CHECK
 from linnaeus.sklearn.inputs import (
@@ -168,6 +169,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Raises UserError if images and labels do not match, a label is missing, or none was in training.
         """
         check_is_fitted(self)
+        refuse_masked(y, "score: labels")
         images, labels = images_of(X), np.asarray(y)
         if labels.ndim == 2:
             check_lengths(images, "score", {"labels": labels[:, 0], "sample_weight": sample_weight})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from linnaeus.data.masked import refuse_masked
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
@@ -19,6 +20,8 @@ def table_of(
     X: Images, y: Sequence[Any] | np.ndarray, groups: Sequence[Any] | np.ndarray | None
 ) -> tuple[Table, np.ndarray]:
     """The images as a table, unsplit, and the labels' values in class order."""
+    for name, values in (("labels", y), ("groups", groups)):
+        refuse_masked(values, f"fit: {name}")
     labels = np.asarray(y)
     images = images_of(X)
     check_lengths(images, "fit", {"labels": labels if labels.ndim != 2 else labels[:, 0], "groups": groups})
@@ -110,9 +113,12 @@ def put_label(labels: np.ndarray, where: np.ndarray, label: Any) -> np.ndarray:
 def images_of(X: Images) -> np.ndarray | list[str | Path]:
     """Images as one array (n, H, W[, 3]) uint8, or paths."""
     if isinstance(X, np.ndarray) and X.ndim > 1:
+        refuse_masked(X, "images")
         images = X
     else:
         items = list(X)
+        for item in items:
+            refuse_masked(item, "images")
         # A list of arrays of one size is an array; texts would become an array of texts.
         if all(isinstance(item, str | Path) for item in items):
             return items
