@@ -25,7 +25,7 @@ def test_the_search_keeps_accuracy_and_loss_of_every_penalty():
 
 
 def test_trials_are_read_as_written_and_damaged_rows_left_out(tmp_path: Path):
-    trials = [Trial(1.0, 0.5, 0.75), Trial(1e-6, 0.25, 1.0), Trial(0.1, 0.2, 0.875)]
+    trials = [Trial(1.0, 0.5, 0.75, 40, (0.5, 0.875), 20, 10), Trial(1e-6, 0.25, 1.0), Trial(0.1, 0.2, 0.875)]
     write_penalties(penalties_file(tmp_path, 2), trials)
     assert read_penalties(tmp_path) == {2: sorted(trials, key=lambda trial: trial.penalty)}
     with penalties_file(tmp_path, 2).open("a") as file:

@@ -17,6 +17,7 @@ from tiny import write_images, write_recipe
 import linnaeus
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.stratification import stratified_folds
+from linnaeus.runs.penalties import read_penalties
 from linnaeus.training import solve
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
@@ -69,6 +70,17 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     again = json.loads((tmp_path / "e.json").read_text())["valid"]
     assert again["accuracy_ci95"] == valid["accuracy_ci95"]
     assert again["balanced_accuracy_ci95"] == valid["balanced_accuracy_ci95"]
+
+
+def test_the_held_out_accuracy_says_of_how_many_groups_it_is(say, patients: Path, tmp_path: Path):
+    recipe, run = write_recipe(tmp_path / "r.toml", {"train": ["head"], "head": "auto", "epochs": 1}), tmp_path / "run"
+    options = "--set", "data.split.groups=patient", "--set", "data.split.valid=0.25", "--device", "cpu"
+    said = say("train", patients, "--recipe", recipe, "--out", run, *options)
+    assert re.search(r"training accuracy \S+ % \(\d+ of 36 in 9 groups, 95 % interval ", said.out)
+    assert re.search(r"held out  \S+ % of 36 training images in 9 groups, each predicted by a head", said.out)
+    held_out = json.loads((run / "metrics.json").read_text())["valid"]["held_out"]
+    assert (held_out["n"], held_out["groups"]) == (36, 9)
+    assert [trial.groups for trial in read_penalties(run)[1] if trial.n] == [9]
 
 
 def test_without_groups_there_are_no_messages_about_them(say, patients: Path, tmp_path: Path):
@@ -133,7 +145,7 @@ def test_images_that_no_fold_can_hold_out_are_not_called_unseen(say, tmp_path: P
     said = say("train", tmp_path / "patients.csv", "--recipe", recipe, "--out", tmp_path / "run", "--device", "cpu")
     assert said.status == 0, said.err
     assert "train 36 in 7 groups, valid 12 in 3 groups" in said.out
-    assert re.search(r"cross-validated training accuracy \d+\.\d % \(\d+ of 24, ", said.out)
+    assert re.search(r"cross-validated training accuracy \d+\.\d % \(\d+ of 24 in \d+ groups, ", said.out)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["valid"]["held_out"]["n"] == 24
 
 

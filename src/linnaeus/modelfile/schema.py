@@ -106,6 +106,7 @@ class HeldOut(Open):
     accuracy: Share
     accuracy_ci95: Annotated[list[Share], Field(min_length=2, max_length=2)]
     most_frequent: Count | None = None
+    groups: Count | None = None
 
 
 class SplitFigures(Open):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models import Network
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
-from linnaeus.runs.penalties import Trial
+from linnaeus.runs.penalties import Trial, in_groups
 from linnaeus.stores.feature_matrix import feature_matrix
 from linnaeus.text import percent, percent_range
 from linnaeus.training.loop import Epoch, validate
@@ -98,16 +99,19 @@ def _solve_on(
     images = counted(n, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
     interval = _interval(head, labels, images_of)
+    held_out_groups = None if groups is None else len(np.unique(groups[head.held_out % n]))
     quality = (
         "no cross-validated accuracy, because the network below has been trained on these images"
         if run.seen
-        else _quality(head, labels, interval, views)
+        else _quality(head, labels, interval, held_out_groups, views)
     )
     console.say(f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {quality}")
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:
         console.warn(f"the penalty {head.penalty:g} is at the end of the search range; a better one may lie beyond it")
-    chosen = () if interval is None else (_held_out_images(head, n), interval, _most_frequent(head, labels[:n]))
+    chosen: tuple[Any, ...] = ()
+    if interval is not None:
+        chosen = _held_out_images(head, n), interval, _most_frequent(head, labels[:n]), held_out_groups
     trials = [
         Trial(penalty, loss, head.accuracies.get(penalty), *(chosen if penalty == head.penalty else ()))
         for penalty, loss in head.losses.items()
@@ -159,21 +163,28 @@ def _interval(head: LinearProbe, labels: np.ndarray, groups: np.ndarray | None) 
     return proportion_interval(hits, None if groups is None else groups[head.held_out])
 
 
-def _quality(head: LinearProbe, labels: np.ndarray, interval: tuple[float, float] | None, views: int = 1) -> str:
+def _quality(
+    head: LinearProbe,
+    labels: np.ndarray,
+    interval: tuple[float, float] | None,
+    groups: int | None = None,
+    views: int = 1,
+) -> str:
     """Accuracy with its interval, or with several labels mean average precision, of the held-out probabilities.
 
-    `labels` (n, …) are those of all samples of the head: all images once for each of their `views`.
+    `labels` (n, …) are those of all samples of the head: all images once for each of their `views`. The held-out images
+    come in so many `groups`, None for none.
     """
     n = len(labels) // views
     held_out, labels = _held_out_images(head, n), labels[head.held_out]
     if not held_out:
         return "no cross-validated accuracy, because each class has only one image, or one group of them"
-    images = counted(held_out, "image")
+    images = counted(held_out, "image") + in_groups(groups)
     how = "cross-validated training" if head.folds > 1 else "one fold was held out: its"
     if interval is not None:
         hits = head.probabilities.argmax(1) == labels
         # Of the views of an image, some may be hit and others not: there is no number of images that are hit.
-        counts = f"{hits.sum():,} of {len(hits):,}" if views == 1 else f"all views of {images}"
+        counts = f"{hits.sum():,} of {len(hits):,}{in_groups(groups)}" if views == 1 else f"all views of {images}"
         values = {"n": len(labels), "most_frequent": np.bincount(labels).max(), "accuracy_ci95": interval}
         no_better = no_better_than_one_class(values)
         text = f"{how} accuracy {percent(hits.mean())} ({counts}, 95 % interval {percent_range(interval)})"

@@ -81,7 +81,8 @@ def held_out_figures(trials: Sequence[Trial], figures: Mapping[str, Figures]) ->
     if chosen.ci95[1] - chosen.ci95[0] >= width:
         return None
     values = {"n": chosen.n, "accuracy": chosen.accuracy, "accuracy_ci95": list(chosen.ci95)}
-    return values | ({} if chosen.most_frequent is None else {"most_frequent": chosen.most_frequent})
+    more = {"most_frequent": chosen.most_frequent, "groups": chosen.groups}
+    return values | {key: count for key, count in more.items() if count is not None}
 
 
 def published(
