@@ -434,10 +434,17 @@ def test_altered_copies_of_training_images_are_found_by_their_pixels(
     found, said = evaluated(say, place, run, tmp_path / "new")
     assert "8 of these 20 images have a copy in an earlier split" in said
     assert (found["all"]["n"], found["all"]["without_leaks"]["n"]) == (20, 12)
+    without = found["all"]["without_leaks"]
     found, said = evaluated(say, place, run, tmp_path / "copies")
     assert "all of these 12 images have a copy in an earlier split: these scores are optimistic" in said
-    with pytest.warns(UserWarning, match="8 of 20 images look like altered copies of images of the run"):
-        linnaeus.load(run).evaluate(tmp_path / "new")
+    stated = r"8 of 20 images look like altered copies of images of the run.*without them: .* of 12, 95 % interval"
+    with pytest.warns(UserWarning, match=stated):
+        measured = linnaeus.load(run).evaluate(tmp_path / "new")
+    assert measured.without_copies is not None
+    assert (measured.n, measured.without_copies.to_dict()) == (20, without)
+    assert f"({without['correct']} of 12" in measured._repr_html_()
+    with pytest.warns(UserWarning, match="12 of 12 images look like .* without them: no image is left"):
+        assert linnaeus.load(run).evaluate(tmp_path / "copies").without_copies is None
     # Without the record, as in files of earlier versions, the output says that nobody looked.
     network, about = read_model(run / "model.safetensors")
     del about.data["perceptual"]

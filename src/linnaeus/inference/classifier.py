@@ -260,14 +260,14 @@ class Classifier:
         has no confusion matrix. Warns if training images are left out and if the metrics are optimistic.
         """
         images = self.images(source, split)
-        altered = AlteredCopies.among(images, self.about, self.path).warning
-        for line in filter(None, (stopped(self.about), *images.notes(), altered, self.color_line(images))):
+        altered, outputs = AlteredCopies.among(images, self.about, self.path), self.outputs(images)
+        lines = altered.warning(lambda kept: self.figures(outputs.take(kept))), self.color_line(images)
+        for line in filter(None, (stopped(self.about), *images.notes(), *lines)):
             warnings.warn(f"{images.source}: {line}", stacklevel=2)
-        outputs = self.outputs(images)
         if self.several:
             return self.figures(outputs)  # type: ignore[return-value]
         limits = None if self.detector is None else self.detector.thresholds
-        return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold, limits)
+        return MeasuredFigures(images, self.calibrated(outputs), self.names, self.threshold, limits, altered.found)
 
     def true_class(self, path: str) -> int | None:
         """Index of the class named like the folder of the image; None if there is none."""

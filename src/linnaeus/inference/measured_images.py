@@ -34,10 +34,15 @@ class MeasuredFigures(Figures):
         names: tuple[str, ...],
         threshold: float,
         limits: Thresholds | None = None,
+        copies: np.ndarray | None = None,
     ):
+        """`copies`, (n,) bool: the images that look like altered copies of images of the run."""
         super().__init__(**vars(figures(outputs)))
+        some = copies is not None and copies.any() and not copies.all()
+        without = figures(outputs.take(~copies)) if copies is not None and some else None
         # The base class is frozen.
         vars(self).update(images=images, outputs=outputs, names=names, threshold=threshold, limits=limits)
+        vars(self).update(without_copies=without)
 
     images: LabeledImages
     outputs: Outputs
@@ -45,6 +50,10 @@ class MeasuredFigures(Figures):
     threshold: float
     limits: Thresholds | None
     """Thresholds beyond which an image is unknown; None if the model has none."""
+
+    without_copies: Figures | None
+    """The metrics without the images that look like altered copies of images of the run; None where there are none, or
+    no others."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Figures) and self.to_dict() == other.to_dict()
@@ -93,6 +102,8 @@ class MeasuredFigures(Figures):
             ("balanced accuracy", percent(self.balanced_accuracy, 2)),
             ("log loss", f"{self.loss:.4f}"),
         ]
+        if self.without_copies is not None:
+            rows.append(("without altered copies", str(self.without_copies)))
         return html_table(f"{self.images.split} of {self.images.source}", rows)
 
 

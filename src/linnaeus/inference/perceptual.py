@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from linnaeus.data.table import SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.membership import NONE, Membership
 from linnaeus.inference.source import LabeledImages
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.stores.image_statistics import ImageStatistics, compute_statistics
 
@@ -216,15 +217,15 @@ class AlteredCopies:
         )
         return cls(found, note)
 
-    @property
-    def warning(self) -> str:
-        """For figures that count them."""
+    def warning(self, measure: Callable[[np.ndarray], Headline]) -> str:
+        """For figures that count them; `measure` gives those of some of the images, (n,) bool."""
         n = int(self.found.sum())
         if not n:
             return self.note
+        without = "no image is left" if self.found.all() else str(measure(~self.found))
         return (
             f"{n:,} of {counted(len(self.found), 'image')} look like altered copies of images of the run: these scores "
-            "are optimistic; `linnaeus evaluate` also gives them without these images"
+            f"are optimistic; without them: {without}"
         )
 
 
