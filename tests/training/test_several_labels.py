@@ -7,7 +7,8 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
 from linnaeus.export.gate import Comparison
-from linnaeus.metrics.multilabel import LabelFigures
+from linnaeus.inference.evaluate import _figures
+from linnaeus.metrics.multilabel import LabelFigures, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.modelfile.safetensors import read_header
 from linnaeus.models.linear_probe import fit_linear_probe
@@ -84,6 +86,22 @@ def test_train_prints_the_intervals_that_evaluate_has():
     line = "interval  valid, 95 %: mAP {}, macro F1 {}, all labels right {}"
     assert evaluation.lines()[0] == line.format(*stated)
     assert evaluation.lines()[-1].startswith("unknown   not recognized with several labels per image")
+
+
+def test_figures_of_some_images_count_no_thresholds_that_they_chose_themselves():
+    """Without leaks, or apart from unseen images: of noise, the best thresholds on the images themselves look good."""
+    rng = np.random.default_rng(0)
+    outputs = Outputs(rng.random((40, 4)) < 0.2, rng.normal(0, 1, (40, 4)).astype(np.float32))
+    evaluation = LabelEvaluation({"valid": outputs}, list("abcd"), None)
+    everything, calibration = np.ones(40, bool), evaluation.calibration
+    whole = evaluation.assessments["valid"].figures
+    flattering = label_figures(
+        evaluation.calibrated["valid"], calibration.decide(calibration.apply(outputs).probabilities)
+    )
+    assert flattering.macro_f1 > whole.macro_f1 + 0.1
+    assert evaluation.measure("valid", everything) == whole
+    classifier = SimpleNamespace(label_calibration=calibration)
+    assert _figures(cast(Any, classifier), outputs, True) == whole
 
 
 def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path):

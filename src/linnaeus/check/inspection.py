@@ -15,12 +15,11 @@ from linnaeus.check.data_check import check_table, copies, leaks, near_duplicate
 from linnaeus.check.duplicates import COPY, EXACT
 from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
-from linnaeus.data.table import NEAR_DUPLICATES, Table
+from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.errors import UserError
 from linnaeus.inference.perceptual import RunHashes, comparable
 from linnaeus.metrics.calibration import FEWEST_FITTING
-from linnaeus.metrics.multilabel import Headline, headline
-from linnaeus.metrics.outputs import Outputs
+from linnaeus.metrics.multilabel import Headline
 from linnaeus.stores.contents import with_copies
 from linnaeus.stores.image_statistics import StatisticsBuilder
 from linnaeus.stores.samples import Samples
@@ -128,15 +127,15 @@ def unseen_images(
 def without_leaks(
     table: Table,
     samples: dict[str, Samples],
-    outputs: dict[str, Outputs],
     leaked: dict[str, np.ndarray],
-    measure: Callable[[Outputs], Headline] = headline,
+    measure: Callable[[str, np.ndarray], Headline],
 ) -> dict[str, Headline | None]:
-    """Split with leaks -> `measure` of its images without a copy in an earlier split; None if none is left."""
+    """Split with leaks -> `measure` of it and of its images, (n,) bool, without a copy in an earlier split; None if
+    none is left."""
     clean_figures: dict[str, Headline | None] = {}
-    for split, out in outputs.items():
-        if split in leaked:
+    for split in SPLITS[1:]:
+        if split in leaked and split in samples:
             clean = ~np.isin(samples[split].kept(table.where(split)), leaked[split])
             if not clean.all():
-                clean_figures[split] = measure(out.take(clean)) if clean.any() else None
+                clean_figures[split] = measure(split, clean) if clean.any() else None
     return clean_figures

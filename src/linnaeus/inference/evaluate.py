@@ -25,9 +25,9 @@ from linnaeus.inference.tta import answer_views
 from linnaeus.inference.verdicts import Verdicts
 from linnaeus.metrics.assessment import Assessment, assess
 from linnaeus.metrics.calibration import FEWEST_FITTING
-from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels
+from linnaeus.metrics.label_assessment import LabelAssessment, assess_labels, decided
 from linnaeus.metrics.label_shift import label_shift
-from linnaeus.metrics.multilabel import Headline
+from linnaeus.metrics.multilabel import Headline, label_figures
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.slices import Slice, accuracy_by_slice
 from linnaeus.stores.contents import with_copies
@@ -166,12 +166,12 @@ def evaluate_model(
         if not kept.any():
             console.warn(f"all of these {n} images have a copy in an earlier split: these scores are optimistic")
         if kept.any() and not kept.all():
-            without_leaks = classifier.figures(outputs.take(kept))
+            without_leaks = _figures(classifier, outputs, images.calibrated_on, kept)
             leaked, unseen = n - without_leaks.n, kept if without_leaks.n >= FEWEST_FITTING else None
             console.warn(f"{leaked} of these {n} images have a copy in an earlier split; without them: {without_leaks}")
     _warn_of_images(classifier, images, outputs, console)
     assessment = _assess(classifier, images, outputs, error, views, unseen)
-    validation = None if apart is None else classifier.figures(apart)
+    validation = None if apart is None else _figures(classifier, apart, True)
     answers = None if classifier.several else classifier.calibrated(outputs)
     return Evaluation(classifier, images, assessment, without_leaks, validation, answers, unseen)
 
@@ -206,6 +206,18 @@ def _without_copies(
         console.warn(altered.note)
     rank = images.split if images.split in SPLITS else "test"
     return ~altered.found & ~np.isin(images.indices, leaks.get(rank, []))
+
+
+def _figures(classifier: Classifier, outputs: Outputs, fitted: bool, rows: np.ndarray | None = None) -> Headline:
+    """The headline metrics of uncalibrated outputs, or of the images `rows`, (n,) bool, among them.
+
+    `fitted`: the calibration was fitted on them, so that thresholds of several labels are those that others chose.
+    """
+    rows = np.ones(len(outputs.labels), bool) if rows is None else rows
+    calibration = classifier.label_calibration
+    if calibration is None or not fitted:
+        return classifier.figures(outputs.take(rows))
+    return label_figures(calibration.apply(outputs).take(rows), decided(outputs, calibration, True, rows)[1][rows])
 
 
 def _assess(

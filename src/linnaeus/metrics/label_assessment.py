@@ -27,6 +27,8 @@ class LabelAssessment:
 
     metrics: MultiLabelMetrics
     figures: LabelFigures
+    decisions: np.ndarray
+    """(n, labels) bool: which labels each image is given; by what other images fitted where `cross_fitted`."""
     calibration: LabelCalibration
     cross_fitted: bool
     """Whether the decisions, and the figures `after`, come from what other images fitted, because these images fitted
@@ -90,17 +92,15 @@ def assess_labels(
     cross_fitted = cross_fitted or calibration is None
     if calibration is None:
         calibration = LabelCalibration.fit(outputs, "these")
-    honest = calibrated = calibration.apply(outputs)
-    decisions = calibration.decide(calibrated.probabilities)
-    if cross_fitted:
-        # Not for the ranks: those of images from different folds cannot be compared.
-        honest, decisions = cross_fit_labels(outputs, calibration.precision, unseen)
+    calibrated = calibration.apply(outputs)
+    honest, decisions = decided(outputs, calibration, cross_fitted, unseen)
     stages = {"before": outputs, "after": honest}
     if unseen is not None:
         stages = {name: stage.take(unseen) for name, stage in stages.items()}
     return LabelAssessment(
         compute_label_metrics(calibrated, decisions),
         label_figures(calibrated, decisions),
+        decisions,
         calibration,
         cross_fitted,
         _quality(stages["before"]),
@@ -111,6 +111,20 @@ def assess_labels(
         len(stages["before"].labels),
         ece_by_chance(stages["after"].probabilities.ravel()),
     )
+
+
+def decided(
+    outputs: Outputs, calibration: LabelCalibration, cross_fitted: bool, fitting: np.ndarray | None = None
+) -> tuple[Outputs, np.ndarray]:
+    """Calibrated outputs, and decisions (n, labels) bool; where these images fitted the `calibration`, by what others
+    fit. With `fitting`, (n,) bool, only these fit.
+
+    Ranks need `calibration` itself: those of images from different folds cannot be compared.
+    """
+    if cross_fitted:
+        return cross_fit_labels(outputs, calibration.precision, fitting)
+    calibrated = calibration.apply(outputs)
+    return calibrated, calibration.decide(calibrated.probabilities)
 
 
 def _quality(outputs: Outputs) -> dict[str, float]:

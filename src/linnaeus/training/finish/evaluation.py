@@ -197,10 +197,9 @@ class FinalEvaluation:
             names = sample_names(table, split, samples)
             yield from predictions.prediction_rows(split, names, outputs, table.classes)
 
-    @staticmethod
-    def measure(calibrated: Outputs) -> Figures:
-        """The headline metrics of calibrated outputs."""
-        return figures(calibrated)
+    def measure(self, split: str, rows: np.ndarray) -> Figures:
+        """The headline metrics of some images of a split, (n,) bool."""
+        return figures(self.calibrated[split].take(rows))
 
     def verdict(self, one: Outputs) -> str:
         """What the model answers instead of a class to the calibrated outputs of one image: `unknown`, `unsure` or

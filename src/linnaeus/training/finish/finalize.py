@@ -118,7 +118,7 @@ def finalize(prepared: Prepared, recorder: RunRecorder, outcome: TrainingOutcome
     # A second evaluation, but of few images: those without copies.
     if prepared.engine.is_main:
         evaluation.without_leaks = without_leaks(
-            prepared.table, prepared.samples, evaluation.calibrated, prepared.inspection.leaked, evaluation.measure
+            prepared.table, prepared.samples, prepared.inspection.leaked, evaluation.measure
         )
         _write_results(prepared, outcome, evaluation, network, header, started)
     # Only rank 0 has the history and the figures without leaked images.

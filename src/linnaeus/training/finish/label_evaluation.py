@@ -68,9 +68,9 @@ class LabelEvaluation:
         self.without_leaks: dict[str, Headline | None] = {}
         self.held_out = None
 
-    def measure(self, calibrated: Outputs) -> LabelFigures:
-        """The headline metrics of calibrated outputs, with the thresholds of the model."""
-        return label_figures(calibrated, self.calibration.decide(calibrated.probabilities))
+    def measure(self, split: str, rows: np.ndarray) -> LabelFigures:
+        """The headline metrics of some images of a split, (n,) bool; decided as in the figures of all of them."""
+        return label_figures(self.calibrated[split].take(rows), self.assessments[split].decisions[rows])
 
     def difference(self, chosen: Headline, error: float) -> str:
         """A warning where the saved model is not as good as during training; empty otherwise.
