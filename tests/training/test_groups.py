@@ -19,6 +19,8 @@ from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.runs.penalties import read_penalties
 from linnaeus.training import solve
+from linnaeus.training.finish import unknown
+from linnaeus.training.finish.leave_class_out import LeftOut, leave_classes_out
 
 pytestmark = pytest.mark.usefixtures("undrawn_runs")
 
@@ -36,7 +38,14 @@ def patients(tmp_path: Path) -> Path:
     return tmp_path / "patients.csv"
 
 
-def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
+def test_a_run_on_patients(say, patients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    grouped: list[int] = []
+
+    def keep(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> LeftOut | None:
+        grouped.append(len(np.unique(groups)))
+        return leave_classes_out(features, labels, groups)
+
+    monkeypatch.setattr(unknown, "leave_classes_out", keep)
     recipe = write_recipe(tmp_path / "r.toml", {"epochs": 1}, {"train": ["head"], "head": "auto", "epochs": 1})
     run = tmp_path / "run"
     said = say(
@@ -62,6 +71,10 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path):
     low, high = wilson(valid["correct"], 12)
     assert np.ptp(valid["accuracy_ci95"]) > 1.5 * (high - low)
     assert found["calibration"]["abstention"]["grouped"] is True
+    assert grouped == [9], "a class is left out by whole patients"
+    known = found["unknown"]["known"]["valid"]
+    low, high = wilson(known["accepted"], 12)
+    assert np.ptp(known["share_ci95"]) > 1.5 * (high - low)
     with (run / "predictions.csv").open(newline="") as file:
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
     evaluated = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")

@@ -265,6 +265,20 @@ def test_a_class_that_is_unlike_the_others_is_recognized():
     assert leave_classes_out(apart[:80], labels[:80]) is None, "two classes: nothing is left to choose between"
 
 
+def test_a_left_out_class_is_not_compared_with_copies_of_the_references():
+    """Ten patients a class with four images each that are nearly the same: known test images are of other patients."""
+    generator = np.random.default_rng(0)
+    labels, patients = np.repeat(np.arange(4), 40), np.repeat(np.arange(40), 4)
+    features = generator.normal(size=(40, 12))[patients] + 0.05 * generator.normal(size=(160, 12))
+    left, flattered = leave_classes_out(features, labels, patients), leave_classes_out(features, labels)
+    assert left is not None
+    assert flattered is not None
+    assert flattered.combined.mean() > 0.95
+    assert 0.3 < left.combined.mean() < 0.8, "no class is unlike the others"
+    assert left.accepted.mean() > 0.7 > 0.2 > flattered.accepted.mean()
+    assert leave_classes_out(features, labels, labels) is None, "a patient for each class: none can be held out"
+
+
 def test_a_sample_holds_every_class():
     labels = np.r_[np.zeros(500, int), np.ones(2, int), np.full(30, 2)]
     chosen = balanced_sample(labels, 60)

@@ -17,6 +17,7 @@ from linnaeus.metrics.intervals import student_quantile
 from linnaeus.metrics.ood import auroc, choose_thresholds, combined_scores, distances
 from linnaeus.metrics.outputs import softmax
 from linnaeus.metrics.reference_vectors import reference_vectors
+from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models.logistic_regression import Problems, logits, solve
 from linnaeus.models.penalty_search import FIRST_PENALTY
 
@@ -75,11 +76,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return max(0.0, float(values.mean()) - half), min(1.0, float(values.mean()) + half)
 
 
-def leave_classes_out(features: np.ndarray, labels: np.ndarray) -> LeftOut | None:
+def leave_classes_out(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> LeftOut | None:
     """Leave each class out in turn, by the features (n, d) of training images with their labels (n,).
 
-    Of many classes a random choice takes part. None where fewer than three classes have enough images, and where
-    a feature is not finite.
+    Images of one of the `groups` (n,), such as copies, are held out together: an image like one of the references
+    would look known. Of many classes a random choice takes part. None where fewer than three classes have enough
+    images, where fewer than two can be held out, and where a feature is not finite.
     """
     generator = np.random.default_rng(0)
     present, counts = np.unique(labels, return_counts=True)
@@ -92,10 +94,15 @@ def leave_classes_out(features: np.ndarray, labels: np.ndarray) -> LeftOut | Non
     if not np.isfinite(features).all():
         return None
     order = generator.permutation(len(labels))
-    # Stable, so that the images of each class stay in random order.
-    order = order[np.argsort(labels[order], kind="stable")]
-    test = np.zeros(len(labels), bool)
-    test[order[::TEST_EVERY]] = True  # every fourth image of each class, up to rounding
+    if groups is None:
+        # Stable, so that the images of each class stay in random order.
+        order = order[np.argsort(labels[order], kind="stable")]
+        test = np.zeros(len(labels), bool)
+        test[order[::TEST_EVERY]] = True  # every fourth image of each class, up to rounding
+    else:
+        test = stratified_folds(labels, TEST_EVERY, groups=groups[rows]) == 0
+        if len(np.unique(labels[test])) < 2:
+            return None
     # At most some turns: each one costs a solved head.
     left = np.sort(generator.permutation(len(present))[:MOST_TURNS])
     z = _class_logits(features, labels, test, left)

@@ -12,7 +12,7 @@ import torch
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import thumbnails_of
-from linnaeus.metrics.intervals import wilson
+from linnaeus.metrics.intervals import proportion_interval
 from linnaeus.metrics.ood import Thresholds, choose_thresholds
 from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.reference_vectors import MOST_BYTES, reference_vectors
@@ -104,7 +104,8 @@ class FittedDetector:
     detector: UnknownDetector
     left_out: LeftOut | None
     trained_features: bool
-    accepted: dict[str, tuple[int, int]]  # split -> (images that are accepted, images); validation chose the thresholds
+    accepted: dict[str, tuple[np.ndarray, np.ndarray | None]]
+    """Split -> which of its n images are accepted, (n,) bool, and their groups; validation chose the thresholds."""
     classes: tuple[str, ...]  # the classes of the model
 
     @property
@@ -114,8 +115,13 @@ class FittedDetector:
     def to_dict(self) -> dict[str, Any]:
         """For metrics.json."""
         splits = {
-            split: {"n": n, "accepted": k, "share": k / n, "share_ci95": list(wilson(k, n))}
-            for split, (k, n) in self.accepted.items()
+            split: {
+                "n": len(known),
+                "accepted": int(known.sum()),
+                "share": float(known.mean()),
+                "share_ci95": list(proportion_interval(known, groups)),
+            }
+            for split, (known, groups) in self.accepted.items()
         }
         return {
             **{key: value for key, value in self.detector.to_dict().items() if key != "measured"},
@@ -195,10 +201,10 @@ def fit_detector(
     if thresholds.few and thumbnails is None and features is not None and not features.trained:
         thresholds = cross_validated_thresholds(features.values, features.labels, features.groups, temperature, valid)
     accepted = {
-        split: (int((~thresholds.unknown(outputs.distances, outputs.confidence)).sum()), len(outputs.labels))
+        split: (~thresholds.unknown(outputs.distances, outputs.confidence), outputs.groups)
         for split, outputs in calibrated.items()
     }
-    left_out = None if features is None else leave_classes_out(features.values, features.labels)
+    left_out = None if features is None else leave_classes_out(features.values, features.labels, features.groups)
     trained = features is not None and features.trained
     measured: dict[str, Any] = {}
     if left_out is not None:
