@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from docblocks import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,18 @@ def test_a_probability_is_never_certain():
         *(">99.9 %", ">99.9 %", "50.0 %", "<0.1 %", "<0.1 %", "–", "–")
     ]
     assert probability_percent(1.0, 0, typeset=True) == ">99\u202f%"
+
+
+def test_every_probability_is_written_by_its_function():
+    """`percent` would write a probability that is 1 by rounding as "100.0 %", beside ">99.9 %" elsewhere."""
+    of_probability = re.compile(r"(?<!probability_)\b(?:typeset_)?percent\([^()]*(?:probabilit|confidence)")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if of_probability.search(line) and "exact=True" not in line  # a threshold
+    ]
+    assert found == []
 
 
 def test_a_threshold_has_as_many_digits_as_it_takes():

@@ -112,9 +112,9 @@ def fraction_range(low: float, high: float, digits: int = 2) -> str:
     return f"{fraction(low, digits)} to {fraction(high, digits)}"
 
 
-def percent_range(ends: Iterable[float], digits: int = 1, *, signed: bool = False) -> str:
-    """`89.1 % to 94.6 %`: an interval of a share; empty without ends."""
-    return " to ".join(percent(end, digits, signed=signed) for end in ends)
+def percent_range(ends: Iterable[float], digits: int = 1, *, signed: bool = False, exact: bool = False) -> str:
+    """`89.1 % to 94.6 %`: an interval of a share, or with `exact` of thresholds; empty without ends."""
+    return " to ".join(percent(end, digits, signed=signed, exact=exact) for end in ends)
 
 
 def _bounded(share: float, most: int, digits: int) -> str:

@@ -84,6 +84,15 @@ def test_mixing_has_no_training_accuracy_and_a_loss_may_be_infinite():
     assert "no training accuracy" in label(accuracy)
 
 
+def test_a_bin_of_certain_answers_is_shown_as_almost_certain():
+    """The mean of probabilities that are 1 by the rounding of their type."""
+    row = {"from": 14 / 15, "to": 1.0, "n": 9, "correct": 9, "confidence": 1.0, "accuracy": 1.0}
+    drawing = reliability({"before": [], "after": [row | {"accuracy_ci95": [0.7, 1.0]}]})
+    (dot,) = parts(drawing, "dot after")
+    assert dot.findtext("title") == f"after: confidence >99.9{PERCENT}, 9 of 9 correct"
+    assert f"confidence >99{PERCENT}: 100{PERCENT} of 9" in label(drawing)
+
+
 def test_an_interval_is_a_dot_on_its_bar():
     bar = IntervalBar.of("accuracy", 0.75, [0.5, 1.0], start=0.5)
     assert (bar.value, bar.low, bar.high) == (80.0, 5.0, 155.0)

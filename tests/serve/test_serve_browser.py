@@ -119,7 +119,7 @@ def test_the_table_begins_with_what_needs_a_look(open_page: Open):
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0.9996, ">99.9"), (1, "100.0"), (0.0004, "<0.1"), (0, "0.0"), (0.934, "93.4")]
+    ("p", "text"), [(0.9996, ">99.9"), (0.99996, ">99.9"), (1, "100.0"), (0.0004, "<0.1"), (0, "0.0"), (0.934, "93.4")]
 )
 def test_percentages_of_the_page_are_those_of_the_package(open_page: Open, p: float, text: str):
     page = wait_for_model(open_page())
@@ -127,6 +127,8 @@ def test_percentages_of_the_page_are_those_of_the_package(open_page: Open, p: fl
     assert shown == typeset_percent(p, 1) == f"{text}\u202f%"
     probable = page.evaluate("async (p) => (await import('/i18n.js')).probabilityPercent(p)", p)
     assert probable == probability_percent(p, typeset=True)
+    exact = page.evaluate("async (p) => (await import('/i18n.js')).percent(p, true)", p)
+    assert exact == typeset_percent(p, 1, exact=True)
 
 
 def test_broken_and_huge_files_fail_and_the_others_are_answered(open_page: Open):

@@ -20,7 +20,7 @@ from linnaeus.data.table import Table
 from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.models.linear_probe import fit_linear_probe
 from linnaeus.stores.embeddings import Embeddings
-from linnaeus.text import percent
+from linnaeus.text import probability_percent
 
 MIN_IMAGES = 2  # of a class, so that one can be held out
 
@@ -105,8 +105,8 @@ def label_findings(table: Table, samples: np.ndarray, probabilities: np.ndarray,
         i = int(samples[k])
         label, predicted = int(table.labels[i]), int(columns[ranking.predicted[k]])
         detail = (
-            f"labelled {_class_and_name(table, label)} ({percent(ranking.label_probability[k])} probable), looks like "
-            f"{_class_and_name(table, predicted)} ({percent(ranking.predicted_probability[k])})"
+            f"labelled {_class_and_name(table, label)} ({probability_percent(ranking.label_probability[k])} probable), "
+            f"looks like {_class_and_name(table, predicted)} ({probability_percent(ranking.predicted_probability[k])})"
         )
         severity = "warning" if ranking.confident[k] else "info"
         classes = (table.classes[label], table.classes[predicted])
@@ -178,7 +178,7 @@ def label_set_findings(
     findings = []
     for row, k, confident in zip(ranking.image, ranking.label, ranking.confident, strict=True):
         i, label = int(samples[row]), int(columns[k])
-        name, share = table.names[label], percent(probabilities[row, k])
+        name, share = table.names[label], probability_percent(probabilities[row, k])
         has = ", ".join(table.labels_of(i)) or "no label"
         if given[row, k]:
             detail = f"has {name!r}, which is only {share} probable (its labels: {has})"

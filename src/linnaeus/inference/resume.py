@@ -21,7 +21,7 @@ from linnaeus.errors import UserError
 from linnaeus.files import atomic
 from linnaeus.inference.classifier import Classifier
 from linnaeus.inference.writers import csv_header
-from linnaeus.text import percent, plain_cell
+from linnaeus.text import plain_cell, probability_percent
 
 PASSING = (
     *(os.strerror(getattr(errno, name)) for name in ("ENOENT", "EACCES", "EIO", "ENODEV", "EMFILE", "ENOTDIR")),
@@ -137,8 +137,9 @@ def check_same_model(path: Path, existing: ExistingPredictions, classifier: Clas
         if abs(probabilities.get(written.best_class, 0.0) - written.probability) > TOLERANCE:
             raise UserError(
                 f"{path}: holds predictions of another model, or of images that have changed since ({written.path}: "
-                f"{written.best_class} {percent(written.probability)}, now {prediction.classes[prediction.index]} "
-                f"{percent(prediction.probability)}); remove it, or give another --out"
+                f"{written.best_class} {probability_percent(written.probability)}, now "
+                f"{prediction.classes[prediction.index]} {probability_percent(prediction.probability)}); remove it, or "
+                "give another --out"
             )
 
 

@@ -84,7 +84,7 @@ class LabelCalibration:
         """How the thresholds were chosen, for the terminal."""
         rule = "the largest F1" if self.precision is None else f"a precision of {percent(self.precision)}"
         ends = self.thresholds.min(), np.where(self.thresholds < NEVER, self.thresholds, 0).max()
-        lines = [f"one for each label, by {rule} on {self.n} {self.split} images: {percent_range(ends)}"]
+        lines = [f"one for each label, by {rule} on {self.n} {self.split} images: {percent_range(ends, exact=True)}"]
         never = [name for name, threshold in zip(names, self.thresholds, strict=True) if threshold >= NEVER]
         if never:
             lines.append(f"never given, since no threshold reaches the precision: {', '.join(never)}")

@@ -15,7 +15,7 @@ from linnaeus.report.canvas import muted, new_figure, style_axes
 from linnaeus.report.fonts import families_for
 from linnaeus.report.palette import BLUE, MUTED, ORANGE, PAGE, PALE_BLUE, TEXT
 from linnaeus.report.svg import tag, to_svg
-from linnaeus.text import typeset_percent
+from linnaeus.text import probability_percent, typeset_percent
 
 FONTS = families_for([])  # all texts of these charts are our own
 TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -63,7 +63,8 @@ def reliability(diagram: dict[str, list[dict[str, Any]]], words: Words = OF_IMAG
         tag(bar[0], "bar", f"{row['n']:,} {words.unit}")
     n = sum(row["n"] for row in after)
     bins = "; ".join(
-        f"{words.probability} {typeset_percent(r['confidence'])}: {typeset_percent(r['accuracy'])} of {r['n']}"
+        f"{words.probability} {probability_percent(r['confidence'], 0, typeset=True)}: "
+        f"{typeset_percent(r['accuracy'])} of {r['n']}"
         for r in after
     )
     about = (
@@ -92,8 +93,8 @@ def _draw_dots(axes: Axes, diagram: dict[str, list[dict[str, Any]]], most: int, 
             tag(
                 dot,
                 f"dot {kind}",
-                f"{kind}: {words.probability} {typeset_percent(row['confidence'], 1)}, {row['correct']} of {row['n']} "
-                f"{words.hit}",
+                f"{kind}: {words.probability} {probability_percent(row['confidence'], typeset=True)}, "
+                f"{row['correct']} of {row['n']} {words.hit}",
             )
 
 

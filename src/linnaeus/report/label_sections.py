@@ -68,7 +68,10 @@ def _cell(name: str, values: dict[str, Any], absent: str = "–") -> dict[str, A
     value, ci95 = values.get(name), values.get(f"{name}_ci95")
     if value is None:
         return {"text": absent, "value": -1.0, "interval": "", "bar": None}
-    text, *ends = (fraction(v, 3) if name == "roc_auc" else typeset_percent(v, 1) for v in (value, *(ci95 or ())))
+    exact = name == "threshold"
+    text, *ends = (
+        fraction(v, 3) if name == "roc_auc" else typeset_percent(v, 1, exact=exact) for v in (value, *(ci95 or ()))
+    )
     interval = " to ".join(ends)
     words = name.replace("_", " ")
     drawn = name in ("average_precision", "f1")

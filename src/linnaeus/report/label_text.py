@@ -86,7 +86,7 @@ def _row(row: ClassMetrics, names: Sequence[str], threshold: float) -> list[str]
         *_with_interval(row["average_precision"]),
         *(percent(row[name].value) for name in ("roc_auc", "precision", "recall")),
         *_with_interval(row["f1"]),
-        "never" if threshold >= NEVER else percent(threshold),
+        "never" if threshold >= NEVER else percent(threshold, exact=True),
     ]
 
 

@@ -20,7 +20,7 @@ from linnaeus.report.svg import tag, to_svg
 from linnaeus.report.thumbnails import Thumbnails
 from linnaeus.runs.predictions import PredictionRow
 from linnaeus.runs.reader import RunContents
-from linnaeus.text import fraction, fraction_range, typeset_percent
+from linnaeus.text import fraction, fraction_range, probability_percent, typeset_percent
 
 FONTS = families_for([])  # all texts of these charts are our own
 BINS = 28
@@ -41,7 +41,7 @@ def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | No
     images.decode(i for part in positions.values() for i in part if i is not None)
     return {
         "distance": None if limits.distance is None else f"{limits.distance:.3g}",
-        "probability": typeset_percent(limits.probability, 1),
+        "probability": typeset_percent(limits.probability, 1, exact=True),
         "target": typeset_percent(limits.target),
         "few": limits.few,
         "chosen_on": limits.chosen_on,
@@ -132,7 +132,11 @@ def score_histogram(values: np.ndarray, threshold: float, ends: tuple[float, flo
     above, percentages = name == "distance", name == "probability"
 
     def text(value: float) -> str:
-        return typeset_percent(value, 1) if percentages else f"{value:.3g}"
+        """An edge of a bin or the threshold."""
+        return typeset_percent(value, 1, exact=True) if percentages else f"{value:.3g}"
+
+    def of_image(value: float) -> str:
+        return probability_percent(value, typeset=True) if percentages else f"{value:.3g}"
 
     edges = bin_edges(threshold, ends)
     # Values beyond the ends belong to the outer bars.
@@ -158,8 +162,8 @@ def score_histogram(values: np.ndarray, threshold: float, ends: tuple[float, flo
             tag(bar, "bar", f"{text(low)} to {text(high)}: {count:,} {'image' if count == 1 else 'images'}")
     tag(axes.axvline(threshold, color=MUTED, linewidth=1, linestyle="--"), "limit", f"threshold {text(threshold)}")
     side = "above" if above else "below"
-    about = f"{len(values):,} validation images between {text(values.min())} and {text(values.max())}, half of them "
-    about += f"below {text(float(np.median(values)))}; {rejected} {side} the threshold of {text(threshold)}."
+    about = f"{len(values):,} validation images between {of_image(values.min())} and {of_image(values.max())}, half of "
+    about += f"them below {of_image(float(np.median(values)))}; {rejected} {side} the threshold of {text(threshold)}."
     return to_svg(figure, f"unknown-{name}", f"Distribution of the {name}", about)
 
 

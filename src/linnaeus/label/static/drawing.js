@@ -53,17 +53,17 @@ function drawPrompt() {
 // [question, why this image] of a single image.
 function promptOf(card) {
   const { task } = app;
-  const values = { name: card.label || t("unknown"), suggested: card.suggested ?? "", p: percent(card.probability ?? 0) };
+  const values = { name: card.label || t("unknown"), suggested: card.suggested ?? "", p: probability(card.probability ?? 0) };
   if (task.name === "suspects") return [t("suspect", values), t("suspect_hint", { ...values, k: task.position + 1, of: task.cards.length })];
   if (task.name === "batch") return [t("verify", values), t("verify_hint", { ...values, k: task.position + 1, of: task.cards.length })];
   const [first, second] = card.guesses ?? [];
-  if (proposal() !== undefined) return [t("verify", { name: first[0] }), t("why_answer", { p: percent(first[1]) })];
+  if (proposal() !== undefined) return [t("verify", { name: first[0] }), t("why_answer", { p: probability(first[1]) })];
   if (card.reason === "margin" && second) {
-    return [t("which"), t("why_margin", { a: first[0], p: percent(first[1]), b: second[0], q: percent(second[1]) })];
+    return [t("which"), t("why_margin", { a: first[0], p: probability(first[1]), b: second[0], q: probability(second[1]) })];
   }
   const reason = card.reason === "diverse" && !app.state?.labelled ? "nothing" : card.reason;
   const known = `why_${reason}` in translations.en ? reason : "file";
-  return [t("which"), t(`why_${known}`, { name: first?.[0] ?? "", p: percent(first?.[1] ?? 0) })];
+  return [t("which"), t(`why_${known}`, { name: first?.[0] ?? "", p: probability(first?.[1] ?? 0) })];
 }
 
 // The buttons are kept while the classes stay the same, so that the keyboard focus stays too.

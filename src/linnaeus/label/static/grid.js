@@ -36,7 +36,7 @@ function drawGrid() {
 
 function tile(card) {
   const guess = card.label == null ? card.guesses?.[0] : null;
-  const caption = card.label != null ? card.label || t("unknown") : guess ? t("guess", { name: guess[0], p: percent(guess[1]) }) : "";
+  const caption = card.label != null ? card.label || t("unknown") : guess ? t("guess", { name: guess[0], p: probability(guess[1]) }) : "";
   return element("li", { class: "tile" },
     element("button", { type: "button", class: "pick", "data-image": card.image, onclick: () => toggle(card) },
       element("img", { src: imageUrl(card, 160), srcset: `${imageUrl(card, 160)} 1x, ${imageUrl(card, 640)} 2x`, alt: card.path, loading: "lazy" }),

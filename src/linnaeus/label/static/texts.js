@@ -50,6 +50,11 @@ function percent(p, n = 0) {
   return p > 0 && p < step / 2 ? `<${format(step)}` : format(p);
 }
 
+// The probability of a class, which is 0 or 1 only by rounding.
+function probability(p) {
+  return percent(Math.min(Math.max(p, 1e-9), 1 - 1e-9));
+}
+
 function duration(seconds) {
   if (seconds < 60) return t("seconds", { n: Math.max(1, Math.round(seconds)) });
   const minutes = Math.round(seconds / 60);

@@ -33,9 +33,14 @@ export function translatePage() {
 }
 
 // As text.py writes them: rounding must not show 0.0 % for something possible, nor 100.0 % for something uncertain.
-export function percent(p) {
-  const format = new Intl.NumberFormat(tags[language], { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  const text = p > 0 && p < 0.0005 ? `<${format.format(0.1)}` : p < 1 && p >= 0.9995 ? `>${format.format(99.9)}` : format.format(100 * p);
+// A threshold is exact: it has as many digits as that takes.
+export function percent(p, exact = false) {
+  const low = (digits) => p > 0 && p < 0.005 * 10 ** -digits, high = (digits) => p < 1 && p >= 1 - 0.005 * 10 ** -digits;
+  let digits = 1;
+  while (exact && digits < 10 && (low(digits) || high(digits))) digits += 1;
+  const format = new Intl.NumberFormat(tags[language], { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const step = 10 ** -digits;
+  const text = low(digits) ? `<${format.format(step)}` : high(digits) ? `>${format.format(100 - step)}` : format.format(100 * p);
   return language === "zh" ? `${text}%` : `${text}\u202f%`;
 }
 // As text.py: the probability of a class is 0 or 1 only by rounding.

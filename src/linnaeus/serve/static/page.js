@@ -198,7 +198,7 @@ function describeModel() {
       ? t("f_agreement", { file: model.file, share: percent(model.agreement.share), n: formatCount(model.agreement.n) }) : model.file],
     ["f_data", counts.map(([name, n]) => `${formatCount(n)} ${t(name)}`).join("\u00a0· ")],
     ["f_size", t("f_size_value", { size: model.preprocessing.size })],
-    ["f_threshold", several ? "" : !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold) : t("f_never")],
+    ["f_threshold", several ? "" : !model.calibrated ? t("f_uncalibrated") : model.threshold > 1 ? t("f_always") : model.threshold ? percent(model.threshold, true) : t("f_never")],
     ["f_neighbors", model.neighbors ? t("f_images", { n: formatCount(model.neighbors) }) : ""],
     ["f_limits", model.limits ? t("f_limits_value", { size: formatBytes(model.limits.request_bytes) }) : ""],
     ["f_version", model.versions.linnaeus ?? ""],
@@ -208,7 +208,7 @@ function describeModel() {
   $("classes-h").textContent = t(several ? "labels_list" : "classes_list", { n: classes });
   $("classes").replaceChildren(...model.classes.map((entry, k) =>
     createElement("li", {}, entry.name, entry.class === entry.name ? null : createElement("span", { class: "small" }, ` ${entry.class}`),
-      several ? createElement("span", { class: "small" }, ` ${model.thresholds[k] == null ? t("label_never") : t("label_from", { threshold: percent(model.thresholds[k]) })}`) : null)));
+      several ? createElement("span", { class: "small" }, ` ${model.thresholds[k] == null ? t("label_never") : t("label_from", { threshold: percent(model.thresholds[k], true) })}`) : null)));
   if (model.report) $("report").hidden = false;
   $("model").hidden = false;
 }
