@@ -13,7 +13,7 @@ from tiny import write_tiny_model
 
 import linnaeus
 from linnaeus.errors import JobError, UserError, did_you_mean_run, exhausted
-from linnaeus.files import read_object
+from linnaeus.files import explained, read_object
 from linnaeus.inference.resume import read_existing
 from linnaeus.modelfile.onnx import read_onnx
 from linnaeus.modelfile.safetensors import model_path, read_header
@@ -86,6 +86,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_run_with_a_similar_name_or_the_newest_is_suggested(path: str, run: str):
     assert did_you_mean_run(Path(path)) == f" (did you mean {run}?)"
+
+
+def test_a_path_that_is_too_long_is_to_be_shorter():
+    error = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "x" * 300)
+    assert str(explained(error)).endswith("(File name too long); choose a shorter name")
 
 
 def test_no_run_is_suggested_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ from docblocks import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linnaeus.text import code_html, folded, fraction, percent, probability_percent, typeset_percent
+from linnaeus.text import code_html, folded, fraction, local_time, percent, probability_percent, typeset_percent
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,12 @@ def test_a_threshold_has_as_many_digits_as_it_takes():
     assert [percent(share, exact=True) for share in (0.945, 0.99996, 0.0004, 1.0)] == [
         *("94.5 %", "99.996 %", "0.04 %", "100.0 %")
     ]
+
+
+@pytest.mark.parametrize("seconds", [1e12, 1e300, -1e12, -1e300])
+def test_a_time_that_no_calendar_has_is_shown(seconds: float):
+    assert f"{local_time(seconds):%Y-%m}" in ("1969-12", "1970-01")
+    assert local_time(1e9).year == 2001
 
 
 def test_what_stands_between_backticks_is_code():

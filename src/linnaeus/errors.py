@@ -163,6 +163,8 @@ def next_step(error: OSError, advice: str = AGAIN) -> str:
         return "check its permissions"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "allow more open files with `ulimit -n`, then run the command again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
     return advice
 
 

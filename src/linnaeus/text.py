@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -213,6 +214,14 @@ def html_table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     """A small table of two columns for notebooks; everything is escaped."""
     body = "".join(f"<tr><th>{html.escape(str(a))}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows)
     return f"<table><caption>{html.escape(title)}</caption><tbody>{body}</tbody></table>"
+
+
+def local_time(seconds: float) -> datetime:
+    """Seconds since 1970 as local time; 1970 for a time that no calendar has, which a file system may state."""
+    try:
+        return datetime.fromtimestamp(seconds)
+    except (OSError, OverflowError, ValueError):
+        return datetime.fromtimestamp(0)
 
 
 def such_as(n: int, example: object) -> str:

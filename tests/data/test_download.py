@@ -406,7 +406,13 @@ def test_without_length_and_checksum_the_format_tells_that_an_answer_was_cut_sho
     assert fetch(server.url("x"), tmp_path / "x").read_bytes() == whole
 
 
-@pytest.mark.parametrize("text", [b"", b"path,label\n", b"BZ is no archive", b'12345678{"a": 1}', BODY])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"path,label\n", b"BZ is no archive", b'12345678{"a": 1}', BODY),
+        *(b"\x08" + bytes(7) + text for text in (b'{"a": 1}', b'{"a"  1}', b'{"a":[]}')),
+    ],
+)
 def test_a_format_without_an_end_is_taken_as_it_comes(text: bytes, server: Server, tmp_path: Path):
     server.files["x"], server.ways["x"] = text, {"no length"}
     assert fetch(server.url("x"), tmp_path / "x").read_bytes() == text

@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -198,6 +198,29 @@ def foreign(path: Path, *members: tuple[str, bytes]) -> Path:
 def sample(key: str, label: str, kind: str = "cls") -> tuple[tuple[str, bytes], ...]:
     text = label if kind == "cls" else json.dumps({"label": label, "other": [1]})
     return (f"{key}.{kind}", text.encode()), (f"{key}.jpg", f"image {key}".encode())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.replace(b'"9"', b'"8"'),
+        lambda content: content[:-1],
+        lambda _: b"null",
+        lambda _: b"[[1]]",
+        lambda _: b"",
+        lambda _: b"\xff",
+    ],
+)
+def test_a_damaged_index_in_the_cache_is_made_again(
+    tmp_path: Path, damage: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LINNAEUS_CACHE", str(tmp_path / "cache"))
+    shard = foreign(tmp_path / "one.tar", *sample("a", "10"), *sample("b", "9"))
+    whole = contents(open_source(shard))
+    (cached,) = (tmp_path / "cache" / "shards").glob("*.json")
+    cached.write_bytes(damage(before := cached.read_bytes()))
+    assert contents(open_source(shard)) == whole
+    assert cached.read_bytes() == before
 
 
 def test_shards_of_others_are_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

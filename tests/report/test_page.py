@@ -388,6 +388,31 @@ def test_an_unreadable_file_is_named(run: Path, name: str, text: str):
         write_report(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("metrics.json", ("versions",), 7),
+        ("metrics.json", ("valid", "accuracy"), "high"),
+        ("metrics.json", ("valid", "accuracy_ci95"), [0.5]),
+        ("evaluation.json", ("test", "reliability"), {}),
+        ("evaluation.json", ("test", "risk_coverage"), {"a": 1}),
+        ("evaluation.json", ("test", "risk_coverage", 0, "coverage"), "x"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(run: Path, name: str, keys: tuple[str | int, ...], value: object):
+    write_report(run)
+    before = (run / "report.html").read_bytes()
+    content = inner = json.loads((run / name).read_text(encoding="utf-8"))
+    for key in keys[:-1]:
+        inner = inner[key]
+    assert keys[-1] in inner or isinstance(keys[-1], int)
+    inner[keys[-1]] = value
+    (run / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"report\.html: cannot be made \(\w+Error: .*{re.escape(name)}.*; restore it"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+
+
 def test_the_command_rebuilds_the_page_and_rejects_other_folders(run: Path, tmp_path: Path):
     done = CliRunner().invoke(cli, ["report", str(run)])
     assert done.exit_code == 0, done.output

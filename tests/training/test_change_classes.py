@@ -262,3 +262,29 @@ def test_two_commands_at_once_get_two_folders(tmp_path: Path):
         (second / "model").touch()
     assert not first.exists(), "nothing was written into it"
     assert second.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda lines: [*lines, lines[-1]], "rows for .* images, so it has changed since the run: a line stands twice"),
+        (lambda lines: [*lines, ",,,\r\n"], "rows for .* images, so it has changed since the run: a line stands twice"),
+        (lambda lines: [lines[0], lines[1].rstrip().rpartition(",")[0] + ",-f\r\n", *lines[2:]], "2: invalid row"),
+        (lambda lines: [lines[0], lines[1].rstrip() + "0" * 16 + "\r\n", *lines[2:]], "2: invalid row"),
+    ],
+    ids=["twice", "blank", "negative", "too large"],
+)
+def test_a_split_file_with_other_rows_is_one_line(
+    say, tmp_path: Path, finished: Path, change: Callable[[list[str]], list[str]], reason: str
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (finished / "split.csv").read_text(encoding="utf-8")
+    text = text.replace("../", f"{finished.parent}/")
+    with (run / "split.csv").open("w", encoding="utf-8", newline="") as file:
+        file.writelines(change(text.splitlines(keepends=True)))
+    (tmp_path / "list").write_text(text.splitlines()[3].split(",")[0])
+    for arguments in (("classes", run, "--rename", "0=zero"), ("forget", run, "--images", tmp_path / "list")):
+        said = say(*arguments, "--out", tmp_path / "new")
+        assert said.status == 2, said.err
+        assert re.search(rf"error: .*split\.csv:.*{reason}", said.err)

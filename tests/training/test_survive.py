@@ -520,6 +520,27 @@ def test_a_damaged_checkpoint_is_rejected(idx: Path, tmp_path: Path):
     assert train(idx, recipe, tmp_path / "run", resume=True).best.figures is not None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recipe", {"phase": 3}),
+        ("fingerprint", 3),
+        ("classes", 5),
+        ("counts", {"train": None}),
+        ("found", {"rates": {"1": "fast"}}),
+        ("found", {"unknown": {}}),
+    ],
+)
+def test_an_identity_with_another_kind_of_value_is_one_line(idx: Path, tmp_path: Path, key: str, value: object):
+    recipe = write_recipe(tmp_path / "r.toml")
+    kill_at(7, idx, recipe, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint" / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), key: value}), encoding="utf-8")
+    for source in (idx, tmp_path / "run"):
+        with pytest.raises(JobError, match=r"run\.json: damaged.*to start from the beginning"):
+            train(source, recipe, tmp_path / "run", resume=True)
+
+
 def test_a_checkpoint_that_cannot_be_read_today_is_not_called_damaged(
     idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

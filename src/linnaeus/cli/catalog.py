@@ -12,7 +12,7 @@ from linnaeus.cli.options import make_console, verbosity
 from linnaeus.cli.settings import parse_settings
 from linnaeus.console import counted, echo, echo_text
 from linnaeus.errors import UserError
-from linnaeus.text import such_as
+from linnaeus.text import local_time, such_as
 
 
 @click.command()
@@ -188,8 +188,6 @@ def data_cache(clear: bool) -> None:
 
     The cache holds decoded images, activations and decompressed archives.
     """
-    from datetime import datetime
-
     from linnaeus.cache import default_cache
 
     cache = default_cache()
@@ -198,7 +196,7 @@ def data_cache(clear: bool) -> None:
         return
     entries = cache.entries()
     for entry in entries:
-        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        used = local_time(entry.used).strftime("%Y-%m-%d %H:%M")
         # A build in progress has no header yet, and embeddings call their rows `n`.
         rows = "unfinished" if entry.unfinished else f"{entry.about.get('rows', entry.about.get('n', '?'))} rows"
         content = "archive" if "archive" in entry.about else rows

@@ -78,13 +78,16 @@ def is_cut_short(path: Path) -> bool:
 
 
 def _end_of_safetensors(path: Path) -> int:
-    """The number of bytes that the header of a safetensors file states."""
+    """The number of bytes that the header of a safetensors file states, or those of a header that is damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length)
     if len(text) < length:
         return 8 + length
-    ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in json.loads(text).items() if name != "__metadata__"]
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        ends = []  # whoever reads the file says what is wrong with it
     return 8 + length + max(ends, default=0)
 
 

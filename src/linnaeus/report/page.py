@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from linnaeus.check.class_findings import FEW_IN_ALL
 from linnaeus.console import counted
 from linnaeus.data.class_names import printable
 from linnaeus.data.table import Table
+from linnaeus.errors import UserError, described
 from linnaeus.files import write_text
 from linnaeus.metrics.classification import no_better_than_one_class
 from linnaeus.report import page_sections as sections
@@ -21,7 +23,7 @@ from linnaeus.report.heat_maps import HeatMaps
 from linnaeus.report.label_sections import label_values
 from linnaeus.report.penalty_curve import penalty_charts
 from linnaeus.report.thumbnails import StoredRow, Thumbnails, open_thumbnails
-from linnaeus.runs.layout import EVALUATION, REPORT
+from linnaeus.runs.layout import CHANGES, EVALUATION, METRICS, PREDICTIONS, REPORT
 from linnaeus.runs.model_selection import sweep_note
 from linnaeus.runs.parsing import recorded_source
 from linnaeus.runs.penalties import held_out_text
@@ -30,6 +32,8 @@ from linnaeus.text import page_templates, policy_source, typeset, typeset_percen
 from linnaeus.theme import style_sheet
 
 HERE = Path(__file__).parent
+NOT_AS_WRITTEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, UndefinedError)
+"""What the page raises for files of a run that somebody has edited, or a disk has damaged."""
 
 
 def write_report(
@@ -49,7 +53,14 @@ def write_report(
     contents = run if isinstance(run, RunContents) else read_run(Path(run))
     images = open_thumbnails(contents, table, source, heat, stored)
     path = contents.path / REPORT
-    write_text(path, render(contents, images))
+    try:
+        text = render(contents, images)
+    except NOT_AS_WRITTEN as error:
+        raise UserError(
+            f"{path}: cannot be made ({described(error)}): {METRICS}, {EVALUATION}, {PREDICTIONS} or {CHANGES} holds "
+            "another kind of value than linnaeus writes; restore it, or train the run again"
+        ) from error
+    write_text(path, text)
     return path, images.missing
 
 

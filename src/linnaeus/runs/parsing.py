@@ -59,7 +59,7 @@ def parse_rows(path: Path, rows: Iterable[dict[str, str]], parse: Callable[[dict
     for number, row in enumerate(rows, 2):  # the header is line 1
         try:
             parsed.append(parse(row))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}:{number}: invalid row {list(row.values())[:8]} ({reason}); {ADVICE}") from None
     return parsed

@@ -37,6 +37,7 @@ from linnaeus.runs.model_selection import ModelSelection
 from linnaeus.runs.parsing import ADVICE, csv_rows, parse_rows, read_csv, read_json, read_metrics, read_text
 from linnaeus.runs.penalties import Trial, read_penalties
 from linnaeus.runs.predictions import PredictionRow, read_predictions
+from linnaeus.text import local_time
 
 MANY_WRONG = 0.1  # share of the labels from which on it is rather the heads that are wrong
 
@@ -175,7 +176,7 @@ def read_run(path: Path) -> RunContents:
         bad_images=[(row.get("path", ""), row.get("reason", "")) for row in read_csv(path / BAD_IMAGES)],
         recipe=read_text(path / RECIPE),
         check=_checks(path, metrics),
-        finished=datetime.fromtimestamp((path / MODEL).stat().st_mtime),
+        finished=local_time((path / MODEL).stat().st_mtime),
     )
     if not set(run.measured) & {"valid", "test"}:
         raise UserError(f"{path / PREDICTIONS}: holds no predictions for valid or test; {ADVICE}")
@@ -194,7 +195,7 @@ def _labels_and_splits(path: Path, model: ModelFile) -> tuple[np.ndarray, np.nda
         split = row.get("split", "")
         splits.append(known.setdefault(split, split))  # one text for all rows
         if several:
-            names = row.get("labels", "").split("|")
+            names = (row.get("labels") or "").split("|")
             labels.append(np.isin(np.arange(len(position)), [position[name] for name in names if name in position]))
         else:
             labels.append(position.get(row.get("label", ""), -1))
@@ -281,5 +282,5 @@ def read_check(path: Path) -> RecordedCheck | None:
 
 def recorded_contents(path: Path) -> np.ndarray:
     """(n,) uint64: the content hashes of the images that split.csv names, UNKNOWN where it has none."""
-    parsed = parse_rows(path, csv_rows(path), lambda row: int(row.get("content") or "0", 16))
+    parsed = parse_rows(path, csv_rows(path), lambda row: np.uint64(int(row.get("content") or "0", 16)))
     return np.array(parsed, np.uint64)

@@ -16,6 +16,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ from linnaeus.files import write_text
 LABELS = (".cls", ".json")
 LABEL_KEYS = ("label", "cls", "class")
 LABEL_LIMIT = 1 << 20  # bytes of a label file
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,15 @@ def _cached_samples(place: str, stamp: list[Any]) -> list[Sample]:
     """The samples of a shard, scanned only once as long as the shard does not change."""
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, place, stamp]).encode()).hexdigest()[:32]
     cached = cache_dir() / "shards" / f"{key}.json"
-    try:
-        return [Sample(*row) for row in json.loads(cached.read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        samples = list(scan_samples(place))
-        write_text(cached, json.dumps([astuple(sample) for sample in samples]))
-        return samples
+    with suppress(OSError, ValueError):
+        checksum, _, text = cached.read_text(encoding="utf-8").partition("\n")
+        # A wrong digit would be an image of other bytes, and a wrong letter another class.
+        if hashlib.sha256(text.encode()).hexdigest() == checksum:
+            return [Sample(*row) for row in json.loads(text)]
+    samples = list(scan_samples(place))
+    text = json.dumps([astuple(sample) for sample in samples])
+    write_text(cached, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    return samples
 
 
 def scan_samples(place: str) -> Iterator[Sample]:

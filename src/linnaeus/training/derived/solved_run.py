@@ -62,7 +62,9 @@ class SolvedRun:
     @cached_property
     def contents(self) -> np.ndarray:
         """(n,) uint64: the content hashes of the images; UNKNOWN where split.csv has none."""
-        return recorded_contents(self.path / SPLIT)
+        contents = recorded_contents(self.path / SPLIT)
+        self._refuse_repeated(len(contents), len(self.rows.texts))
+        return contents
 
     @property
     def forgotten(self) -> tuple[dict[str, Any], ...]:
@@ -78,6 +80,7 @@ class SolvedRun:
         rows = self.rows if kept is None else _selected(self.rows, np.flatnonzero(kept).tolist())
         table = open_rows(str(self.path / SPLIT), [rows])
         contents = self.contents if kept is None else self.contents[kept]
+        self._refuse_repeated(len(contents), len(table))
         self._refuse_changed(table, contents, default_cache() if cached else None)
         if kept is None and set(table.classes) != set(self.model.classes):
             raise UserError(f"{self.path / SPLIT}: its classes are not those of the model; train the run again")
@@ -87,6 +90,14 @@ class SolvedRun:
         shown = dict(zip(self.model.classes, self.model.names, strict=True))
         names = tuple(shown.get(name, name) for name in table.classes)
         return dataclasses.replace(table, names=names, notes=(), root=root)
+
+    def _refuse_repeated(self, rows: int, images: int) -> None:
+        """Raise UserError unless each of the `rows` of split.csv stands for one of the `images`."""
+        if rows != images:
+            raise UserError(
+                f"{self.path / SPLIT}: {rows:,} rows for {images:,} images, so it has changed since the run: a line "
+                "stands twice, or is blank; restore it, or train the run again"
+            )
 
     def _refuse_changed(self, table: Table, contents: np.ndarray, cache: Cache | None) -> None:
         """Raise UserError if images have other content hashes than `contents` (n,): a run on them is another run."""

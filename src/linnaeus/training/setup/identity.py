@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.table import SPLITS, Table
-from linnaeus.errors import JobError, UserError, not_read
+from linnaeus.errors import JobError, UserError, not_read, one_line
 from linnaeus.files import write_text
 from linnaeus.recipe import Recipe
 from linnaeus.recipe.difference import change_lines
@@ -93,11 +94,15 @@ class Identity:
                 raise UserError(f"{path}: written by another version of linnaeus; resume with that version")
             # The keys keep their first names, because runs of earlier versions are resumed.
             values["recipe"] = with_present_names(values["recipe"])
-            return cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)
+            Recipe.model_validate(values["recipe"])
+            identity = cls(source=values.pop("place"), tuned=TunedValues(**values.pop("found")), **values)
+            return TypeAdapter(cls).validate_python(asdict(identity))
         except OSError as error:
             raise not_read(path, error) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise JobError(f"{path}: damaged ({error}); remove {folder} to start from the beginning") from None
+            raise JobError(
+                f"{path}: damaged ({one_line(error)}); remove {folder} to start from the beginning"
+            ) from None
 
     def differences(self, other: Identity) -> list[str]:
         """`key: this → other` for everything that makes `other` a different run."""
