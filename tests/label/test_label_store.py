@@ -320,6 +320,39 @@ def test_a_file_of_somebody_else_in_the_place_of_the_images_of_no_class_is_not_r
     assert current(store) == {"a.jpg": "rose", "b.jpg": UNKNOWN}
 
 
+def test_labels_of_another_folder_are_not_those_of_images_with_the_same_names(tmp_path: Path):
+    first, second, file = tmp_path / "first", tmp_path / "second", tmp_path / "all.csv"
+    LabelStore.open(second, file)  # without an answer
+    store = LabelStore.open(first, file)
+    store.answer([Answer("1.jpg", "rose")])
+    before = file.read_bytes()
+    for other in (second, first / "below", tmp_path):
+        with pytest.raises(UserError, match=rf"all\.csv: holds the labels of the images in .*{first.name}; .*--out"):
+            LabelStore.open(other, file)
+    file.unlink()
+    with pytest.raises(UserError, match="holds the labels of"):
+        LabelStore.open(second, file)
+    assert current(LabelStore.open(first, file)) == {"1.jpg": "rose"}
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_labels_move_with_their_folder(tmp_path: Path, beside: bool):
+    (tmp_path / "old" / "images").mkdir(parents=True)
+
+    def opened(project: str) -> LabelStore:
+        folder = tmp_path / project / "images"
+        return LabelStore.open(folder, (tmp_path / project if beside else folder) / "labels.csv")
+
+    opened("old").answer([Answer("1.jpg", "rose"), Answer("2.jpg", UNKNOWN)])
+    (tmp_path / "old").rename(tmp_path / "new")
+    store = opened("new")
+    store.answer([Answer("3.jpg", "rose")])
+    assert current(store) == {"1.jpg": "rose", "2.jpg": UNKNOWN, "3.jpg": "rose"}
+    assert set(shown(store)) == {str(store.folder / name) if beside else name for name in ("1.jpg", "3.jpg")}
+    assert current(opened("new")) == current(store)
+
+
 def test_labels_of_another_file_are_taken_over_for_images_without_one(tmp_path: Path):
     store = store_of(tmp_path)
     store.answer([Answer("a.jpg", "rose")])

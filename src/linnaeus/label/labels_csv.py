@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from linnaeus.data import tree
 from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.readers.csvfile import LABELS_CSV, read_csv
 from linnaeus.errors import UserError, described
-from linnaeus.files import csv_file, disk_errors
+from linnaeus.files import csv_file, disk_errors, read_object, write_text
 from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
 
@@ -39,21 +41,51 @@ class LabelStore:
     csv: Path
     journal: Journal
     problem: str = ""  # why the files do not hold what the journal holds; empty if they do
+    _before: Path = Path()  # the folder of images before it was moved, which rows of the file may still name
     _written: tuple[object, ...] | None = None  # versions of the files as this process has written them; None: unknown
 
     @classmethod
     def open(cls, folder: Path, csv_file: Path) -> LabelStore:
         """The store of `csv_file`, whose journal lies in a hidden folder beside it.
 
-        Raises UserError for a CSV file that was not written here and has columns that would be lost.
+        Raises UserError for a CSV file of another folder, and for one that was not written here and has columns that
+        would be lost.
         """
         journal = Journal.open(csv_file.parent / f".{csv_file.stem}.linnaeus" / "journal")
         store = cls(folder, csv_file, journal)
         with journal.exclusively():
+            present = store._recognize()
             store._take_over_edits()
             if journal.records:
                 store._rewrite()
+            if present != read_object(store._record):
+                write_text(store._record, json.dumps(present) + "\n")
         return store
+
+    @property
+    def _record(self) -> Path:
+        """Where the folder of images is recorded, beside the journal."""
+        return self.journal.path.with_name("folder.json")
+
+    def _recognize(self) -> dict[str, str]:
+        """What is recorded of the folder of images. Raises UserError if the answers are about another folder.
+
+        The journal names images relative to the folder, and an image there may have the name of an image here. A folder
+        that was moved together with the file is the same.
+        """
+        recorded, relative = read_object(self._record), ""
+        with suppress(ValueError):  # another drive of Windows
+            relative = os.path.relpath(self.folder, self.csv.parent)
+        present = {"folder": str(self.folder), "relative": relative}
+        before = str(recorded.get("folder", self.folder))
+        if before == str(self.folder) or (relative and recorded.get("relative") == relative):
+            self._before = Path(before)
+        elif self.journal.records:
+            raise UserError(
+                f"{self.csv}: holds the labels of the images in {before}; label that folder, or choose another file "
+                "with --out"
+            )
+        return present
 
     @property
     def unknown_csv(self) -> Path:
@@ -222,7 +254,8 @@ class LabelStore:
     def _inside(self, file: Path, text: str) -> str:
         """A path in a CSV file as one relative to the folder of images."""
         place = Path(os.path.normpath(file.absolute().parent / text))
-        return place.relative_to(self.folder).as_posix() if place.is_relative_to(self.folder) else str(place)
+        base = next((folder for folder in (self.folder, self._before) if place.is_relative_to(folder)), None)
+        return str(place) if base is None else place.relative_to(base).as_posix()
 
 
 def _write_rows(file: Path, rows: Sequence[Sequence[str]]) -> None:
