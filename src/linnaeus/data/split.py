@@ -38,7 +38,7 @@ def split_table(
     [0, 1)), and the rest to train. A split that the source already has receives none of them. If the source is split
     but has no validation samples, the fraction `valid` of its training samples is set aside. With `valid_is_test` the
     test samples become the validation samples, and no test split remains. Samples that the initial weights were
-    `trained` on, (n,) bool, are never set aside.
+    `trained` on, (n,) bool, and those with accepted labels are never set aside.
 
     The result depends on `seed` and on the ids of the samples, not on their order. The fractions are met exactly
     (rounded; at least one sample if the fraction is not 0). Within a class they are rounded up or down, and every class
@@ -63,6 +63,8 @@ def split_table(
     if not (has["train"] or has[""]):
         raise UserError(f"{table.source}: no training images; add a train split, or evaluate a model on it instead")
     pool = np.flatnonzero(split == ("" if has[""] else "train"))
+    if table.accepted is not None:
+        trained = table.accepted if trained is None else trained | table.accepted
     split[pool] = _divide(table, pool, {"test": test, "valid": valid}, seed, trained)
     kept = class_counts(table.labels[split == "train"], len(table.classes))
     seen = class_counts(table.labels, len(table.classes))
@@ -133,6 +135,8 @@ def _most_in_need(size: Mapping[int, int], need: Mapping[str, list[int]]) -> str
 
 def _reason(table: Table, pool: np.ndarray, trained: np.ndarray | None, copies: Mapping[int, int]) -> str:
     """Why no samples of the pool can be set aside."""
+    if table.accepted is not None and table.accepted[pool].all():
+        return "all of their labels were accepted from a classifier"
     if trained is not None and trained[pool].any():
         return f"the initial weights were trained on {int(trained[pool].sum()):,} of {len(pool):,}"
     if table.groups is not None:

@@ -49,6 +49,7 @@ class Table:
     images: np.ndarray | None = None  # (n, H, W) or (n, H, W, 3) uint8, where the source holds arrays
     members: ShardMembers | None = None  # where they lie inside larger files, which no store copies
     groups: tuple[str, ...] | None = None  # samples of one group stay on one side of a split; "" is no group
+    accepted: np.ndarray | None = None  # (n,) bool, of labels of `linnaeus label`: those that its classifier gave
     offered: tuple[str, ...] = ()  # columns of a CSV that may say so, where none was named
     ignored: tuple[str, ...] = ()  # hidden files and non-images that were passed over
     spellings: tuple[tuple[str, str], ...] = ()  # (split, name as written) of classes written in more than one way
@@ -124,6 +125,7 @@ class Table:
             images=take(self.images),
             members=None if self.members is None else self.members.take(indices),
             groups=pick(self.groups),
+            accepted=take(self.accepted),
             origin=take(self.origin),
             number=take(self.number),
         )

@@ -39,6 +39,8 @@ def select(known: KnownImages, requested: str | None, source: str) -> Selection:
             "and there is no split.csv of its run beside it; choose another --split"
         )
     candidates = _candidates(known, split)
+    if known.table.accepted is not None and split != "train":
+        candidates = candidates[~known.table.accepted[candidates]]
     splits = known.split_of(candidates)
     # Images of unknown origin may be from training; with --split train they are wanted.
     if split == "train":

@@ -17,14 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from linnaeus.data.readers.provenance import PROVENANCES
 from linnaeus.errors import DiskError, UserError
 from linnaeus.files import disk_errors, locked, sync
 
 UNKNOWN = ""  # the label of an image that belongs to none of the classes; no class has this name
 
-HUMAN, ACCEPTED, IMPORTED = "human", "accepted", "imported"
-PROVENANCES = (HUMAN, ACCEPTED, IMPORTED)
-"""Who gave a label: a person who looked at the image, a person who accepted a batch of the model, or a given CSV."""
+HUMAN, ACCEPTED, IMPORTED = PROVENANCES
 
 SKIPPED = "skipped"
 """The provenance of an answer without a label: a person who looked at the image cannot tell, and is not asked again."""

@@ -21,9 +21,10 @@ from pathlib import Path
 from linnaeus.data import tree
 from linnaeus.data.class_names import class_name, read_text
 from linnaeus.data.readers.csvfile import LABELS_CSV, read_csv
+from linnaeus.data.readers.provenance import PROVENANCES
 from linnaeus.errors import UserError, described
 from linnaeus.files import csv_file, disk_errors, read_object, write_text
-from linnaeus.label.journal import HUMAN, IMPORTED, PROVENANCES, UNKNOWN, Answer, Journal, Label, Record
+from linnaeus.label.journal import HUMAN, IMPORTED, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
 
 UNKNOWN_CELL = "unknown"

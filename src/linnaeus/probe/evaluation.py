@@ -62,6 +62,8 @@ class ProbeEvaluator:
     def unseen(self) -> np.ndarray:
         """(n,) bool, by the table: validation images of which no training image is in the same group."""
         valid, numbers = self.table.split == "valid", self.table.group_numbers(np.arange(len(self.table)))
+        if self.table.accepted is not None:
+            valid &= ~self.table.accepted
         return valid if numbers is None else valid & ~np.isin(numbers, numbers[self.table.split == "train"])
 
     def __str__(self) -> str:
@@ -102,9 +104,17 @@ class ProbeEvaluator:
     def _key(self, features: Tensor, indices: np.ndarray) -> str:
         """The cache's name of the answers: everything that they depend on."""
         groups = self.table.group_numbers(indices)
+        accepted = None if self.table.accepted is None else self.table.accepted[indices]
         about = [VERSION, self.seed, self.by_validation, len(self.table.classes), list(features.shape)]
         digest = hashlib.sha256(json.dumps(about).encode())
-        for array in (features.numpy(), indices, self.table.labels[indices], self.table.split[indices], groups):
+        for array in (
+            features.numpy(),
+            indices,
+            self.table.labels[indices],
+            self.table.split[indices],
+            groups,
+            accepted,
+        ):
             digest.update(b"" if array is None else np.ascontiguousarray(array).data)
         return f"probe-{digest.hexdigest()[:32]}"
 
@@ -117,6 +127,8 @@ class ProbeEvaluator:
             assert apart[seen:].all()  # the training images come first, so that no row has to be copied
         groups = None if groups is None else groups[:seen]
         fold = stratified_folds(labels[:seen], seed=self.seed, groups=groups)
+        if self.table.accepted is not None:
+            fold[self.table.accepted[indices[:seen]]] = -1
         if (fold < 0).all():
             raise UserError(
                 f"{self.table.source}: too few images for a comparison: no class has two that can be held out in turn"

@@ -63,6 +63,9 @@ class Samples:
     """(n,) int64: images with the same number belong together; None where each image is its own group."""
     folds: np.ndarray | None = None
     """As `groups`, and altered copies belong together too: what cross-validation must not separate."""
+    accepted: np.ndarray | None = None
+    """(n,) bool: whether a classifier gave the label. None unless `linnaeus label`, which does not ask for images at
+    random, has written the labels."""
     earlier: EarlierRows | None = None
 
     def __len__(self) -> int:

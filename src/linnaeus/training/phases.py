@@ -103,7 +103,7 @@ class Phases:
         run = PhaseRun(phase, net, train, valid, self.classes, self.recipe.seed, number, first_epoch)
         if phase.head == "auto":
             run.seen = self.streams.body_has_seen(number - 1)
-            epoch = solve_head(run, self.streams.train.folds, self.recorder, self.engine, self.console)
+            epoch = solve_head(run, self.streams.train, self.recorder, self.engine, self.console)
             self._after_epoch(run, epoch)
             return
         engine = Tuning(self.engine, self.recorder, self.console, self.recipe).tune(run, snapshot is not None)

@@ -23,6 +23,7 @@ from linnaeus.models import Network
 from linnaeus.models.linear_probe import LinearProbe, fit_linear_probe
 from linnaeus.runs.penalties import Trial, in_groups
 from linnaeus.stores.feature_matrix import feature_matrix
+from linnaeus.stores.samples import Samples
 from linnaeus.text import percent, percent_range
 from linnaeus.training.loop import Epoch, validate
 from linnaeus.training.loss import balanced_weights
@@ -42,16 +43,17 @@ class SolvedHead:
     trials: list[Trial]  # the penalties tried
 
 
-def solve_head(run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, engine: Engine, console: Console) -> Epoch:
+def solve_head(run: PhaseRun, samples: Samples, recorder: Recorder, engine: Engine, console: Console) -> Epoch:
     """Put the best linear head into the network. Returns the only epoch of the phase.
 
-    `groups`: (n,) groups of the training images, which cross-validation keeps together. `recorder` gets the penalties
-    tried, and the predictions of held-out images. Raises UserError if the head is not one linear layer.
+    `samples` are the training images: their `folds` are what cross-validation keeps together, and images with accepted
+    labels are never held out. `recorder` gets the penalties tried, and the predictions of held-out images. Raises
+    UserError if the head is not one linear layer.
     """
     started = time.perf_counter()
     linear = linear_head(run.net.model)
     # Solved on rank 0 only: two machines might differ in the last bits.
-    solved = engine.broadcast(lambda: _solve(run, groups, recorder, engine, console))
+    solved = engine.broadcast(lambda: _solve(run, samples, recorder, engine, console))
     with torch.no_grad():
         linear.weight.copy_(solved.weight)
         linear.bias.copy_(solved.bias)
@@ -62,31 +64,32 @@ def solve_head(run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, eng
     return Epoch(1, 0.0, solved.train.loss, accuracy, valid, seconds, run.net.model)
 
 
-def _solve(
-    run: PhaseRun, groups: np.ndarray | None, recorder: Recorder, engine: Engine, console: Console
-) -> SolvedHead:
+def _solve(run: PhaseRun, samples: Samples, recorder: Recorder, engine: Engine, console: Console) -> SolvedHead:
     """Solve the head on the features of all views of the training images."""
     batches = run.train.batches
     views, width, windows = batches.views, linear_head(run.net.model).in_features, run.net.model.windows**2
     with feature_matrix(views * len(batches.labels) * windows, width, engine.device) as rows:
         features = rows if windows == 1 else rows.unflatten(0, (-1, windows))
         labels = _fill(features, run, engine, console)
-        return _solve_on(features, labels, run, groups, recorder, console)
+        return _solve_on(features, labels, run, samples, recorder, console)
 
 
 def _solve_on(
     features: Tensor,
     labels: np.ndarray,
     run: PhaseRun,
-    groups: np.ndarray | None,
+    samples: Samples,
     recorder: Recorder,
     console: Console,
 ) -> SolvedHead:
     views = run.train.batches.views
-    n = len(labels) // views
+    n, groups = len(labels) // views, samples.folds
+    # Where people were asked what a classifier doubts, or a classifier gave labels, they say little of other images.
+    at_random, accepted = samples.accepted is None, samples.accepted if samples.accepted is not None else False
     weights = balanced_weights(labels, run.classes) if run.phase.class_weights == "balanced" else None
+    fold = np.where(accepted, -1, stratified_folds(labels[:n], seed=run.seed, groups=groups))
     # All views of an image are in the same fold: another view in training would reveal its label.
-    fold = np.tile(stratified_folds(labels[:n], seed=run.seed, groups=groups), views)
+    fold = np.tile(fold, views)
     with console.progress("solving the head", unit="passes") as advance:
         head = fit_linear_probe(
             features, labels, run.classes, fold=fold, weights=weights, all_folds=False, advance=advance
@@ -98,13 +101,13 @@ def _solve_on(
     windows = f" in each of {features.shape[1]} windows" if features.ndim == 3 else ""
     images = counted(n, "image") + (f" in {views} views each" if views > 1 else "")
     train = headline(Outputs(labels, head.training_logits.cpu().numpy()))
-    interval = _interval(head, labels, images_of)
+    interval = _interval(head, labels, images_of) if at_random else None
     held_out_groups = None if groups is None else len(np.unique(groups[head.held_out % n]))
-    quality = (
-        "no cross-validated accuracy, because the network below has been trained on these images"
-        if run.seen
-        else _quality(head, labels, interval, held_out_groups, views)
-    )
+    if run.seen or not at_random:
+        why = "the network below has been trained on these images" if run.seen else "these were not labelled at random"
+        quality = f"no cross-validated accuracy, because {why}"
+    else:
+        quality = _quality(head, labels, interval, held_out_groups, views)
     console.say(f"  linear head on {features.shape[-1]:,} features{windows} of {images}; {quality}")
     console.detail(f"  penalty {head.penalty:g}, chosen from {len(head.losses)}")
     if head.at_bound:

@@ -25,6 +25,7 @@ from linnaeus.data.readers.columns import (
 from linnaeus.data.readers.jsonlines import json_records
 from linnaeus.data.readers.labels import indicator, occurring, read_labels
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate, splits_of_folders
+from linnaeus.data.readers.provenance import accepted, read_provenances
 from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
@@ -95,6 +96,7 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         np.array([split for part in parts for split in part.splits], dtype="<U5"),
         paths=paths,
         groups=groups,
+        accepted=accepted(parts),
         offered=tuple(dict.fromkeys(name for part in parts for name in part.offered)),
         root=str(folder),
         spellings=spelling_variants(pair for part in parts for pair in part.written),
@@ -183,6 +185,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
         # A column such as `patient` with repeated values suggests groups, which are offered and not applied.
         values = {name: {cells[name].strip() for _, cells in records} for name in rest if BELONGS.fullmatch(name)}
         rows.offered = tuple(name for name, distinct in values.items() if 1 < len(distinct) < len(records))
+    split_notes += read_provenances(rows, [cells.get("provenance", "").strip() for _, cells in records])
     notes = ["" if image == "path" else f"path is read from column {image!r}", labels.note]
     notes = [f"{path.name}: {note}" for note in notes if note]
     rows.notes = [*notes, *missing_note(path, rows.labels), *split_notes]

@@ -44,6 +44,7 @@ class Rows:
     splits: list[str] = field(default_factory=list)  # "train" | "valid" | "test" | ""
     lines: list[int] = field(default_factory=list)  # line numbers, from 1, for messages
     groups: list[str] | None = None
+    accepted: list[bool] = field(default_factory=list)  # whether a classifier gave the label; empty: unknown
     written: set[tuple[str, str]] = field(default_factory=set)  # (split, label as written)
     offered: tuple[str, ...] = ()  # columns that may say which images belong together
     notes: list[str] = field(default_factory=list)  # how the file was understood

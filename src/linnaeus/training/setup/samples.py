@@ -53,6 +53,7 @@ def load_samples(
         unreadable += decoded.left_out
         kept = decoded.indices
         samples[split] = Samples(decoded.rows, table.labels[kept])
+        samples[split].accepted = None if table.accepted is None else table.accepted[kept]
     if unreadable and not strict:
         path, reason = unreadable[0]
         alike = sum(other == reason for _, other in unreadable)
