@@ -50,9 +50,10 @@ def removed(influence: TrainingInfluence, image: int) -> SolvedHead:
     head = influence.head
     kept = torch.from_numpy(head.image != image)
     weights = head.problem.weights[kept]
-    problem = replace(head.problem, y=head.problem.y[kept], weights=weights / weights.sum())
+    x, y = influence.features[kept], head.problem.y[kept]
+    problem = replace(head.problem, x=x, y=y, weights=weights / weights.sum())
     start = torch.zeros(head.problem.classes, influence.features.shape[1] + 1)
-    return SolvedHead.of(influence.features[kept], problem, head.penalty, head.image[kept.numpy()], start)
+    return SolvedHead.of(problem, head.penalty, head.image[kept.numpy()], start)
 
 
 def main() -> None:

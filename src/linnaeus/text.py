@@ -224,6 +224,12 @@ def local_time(seconds: float) -> datetime:
         return datetime.fromtimestamp(0)
 
 
+def first_few(parts: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """`parts` for a message of one line; those after the first `most` are only counted: `a, b, c and 2 more`."""
+    text = separator.join(parts[:most])
+    return text if len(parts) <= most else f"{text} and {len(parts) - most} more"
+
+
 def such_as(n: int, example: object) -> str:
     """What follows a count of n: `, such as EXAMPLE`, or `: EXAMPLE` if it is the only one."""
     return f": {example}" if n == 1 else f", such as {example}"

@@ -24,7 +24,7 @@ def features(views: int = 1) -> tuple[torch.Tensor, np.ndarray]:
 def solved(x: torch.Tensor, y: torch.Tensor, image: np.ndarray, weights=None, pairs=None) -> SolvedHead:
     weights = torch.ones(len(x)) if weights is None else weights
     problem = Problems(x, y, (weights / weights.sum())[:, None], CLASSES, pairs)
-    return SolvedHead.of(x, problem, 0.02, image, torch.zeros(CLASSES, D + 1))
+    return SolvedHead.of(problem, 0.02, image, torch.zeros(CLASSES, D + 1))
 
 
 @pytest.mark.parametrize("kind", ["plain", "balanced", "views", "several"])
@@ -65,7 +65,7 @@ def test_a_head_of_the_linear_probe_is_at_its_minimum_already():
     probe = fit_linear_probe(x.clone(), labels, CLASSES)
     weight = torch.cat([probe.weight, probe.bias[:, None]], 1)
     problem = Problems(x, torch.from_numpy(labels), torch.full((N, 1), 1 / N), CLASSES)
-    head = SolvedHead.of(x, problem, probe.penalty, np.arange(N), weight)
+    head = SolvedHead.of(problem, probe.penalty, np.arange(N), weight)
     assert torch.allclose(head.logits(x).float(), x @ probe.weight.T + probe.bias, atol=0.02)
 
 
@@ -73,7 +73,7 @@ def test_more_features_than_images():
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 50))).float()
     labels = torch.arange(20) % CLASSES
     problem = Problems(x, labels, torch.full((20, 1), 0.05), CLASSES)
-    head = SolvedHead.of(x, problem, 0.1, np.arange(20), torch.zeros(CLASSES, 51))
+    head = SolvedHead.of(problem, 0.1, np.arange(20), torch.zeros(CLASSES, 51))
     first_order = head.first_order(x[:1], torch.tensor([[1.0, -0.5, -0.5]], dtype=torch.float64))[0]
     again = (head.without(x[:1], np.arange(20)) - head.logits(x[:1]).numpy()) @ np.array([1.0, -0.5, -0.5])
     assert np.corrcoef(first_order, again)[0, 1] > 0.9

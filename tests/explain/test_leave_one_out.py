@@ -28,7 +28,7 @@ def few_images(kind: str) -> tuple[SolvedHead, torch.Tensor]:
         y = torch.from_numpy(np.eye(CLASSES, dtype=np.float32)[labels])
         y[::4, 0], pairs = 1, torch.tensor([[1.0, 0.8, 0.7], [1.0, 1.5, 2.0]])
     problem = Problems(x, y, (weights / weights.sum())[:, None], CLASSES, pairs)
-    head = SolvedHead.of(x, problem, PENALTY, np.arange(len(x)) // views, torch.zeros(CLASSES, D + 1))
+    head = SolvedHead.of(problem, PENALTY, np.arange(len(x)) // views, torch.zeros(CLASSES, D + 1))
     return head, x[:1] + 0.7
 
 

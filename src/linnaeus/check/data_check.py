@@ -23,7 +23,7 @@ from linnaeus.data.sources import open_source
 from linnaeus.data.table import SPLITS, Table
 from linnaeus.inference.perceptual import comparable
 from linnaeus.models.weights.pretrained import SUGGESTED
-from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.contents import HashedImages, first_of_each
 from linnaeus.stores.embeddings import Embeddings, default_weights, embed
 from linnaeus.stores.image_statistics import ImageStatistics, StatisticsBuilder, compute_statistics
 
@@ -134,8 +134,7 @@ def copies(table: Table, *, console: Console | None = None) -> np.ndarray:
         return near_duplicates(table, console=console).groups(EXACT, COPY)
     samples = np.arange(len(table))
     hashes = HashedImages(table, default_cache()).hashes(samples)
-    _, first, number = np.unique(hashes, return_index=True, return_inverse=True)
-    return np.where(hashes == UNKNOWN, samples, first[number])
+    return np.where(hashes == UNKNOWN, samples, first_of_each(hashes))
 
 
 def leaks(table: Table, numbers: np.ndarray) -> dict[str, np.ndarray]:

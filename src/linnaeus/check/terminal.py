@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from linnaeus.check.data_check import DataCheck
 from linnaeus.check.findings import KINDS, MORE_TO_LEARN, MORE_TO_MEASURE, SEVERITIES, Finding, by_kind
 from linnaeus.console import counted
+from linnaeus.text import first_few
 
 SHOWN = 3  # findings of each kind; the gallery and the JSON have all
 ERRORS_SHOWN = 20  # of each kind, because every error needs an action
@@ -70,5 +71,4 @@ def _subject(finding: Finding) -> str:
     """The first two images of a finding, or its classes."""
     if finding.kind == "ignored":  # the detail has the number of files, and their names are of no use
         return ""
-    more = f" and {len(finding.paths) - 2} more" if len(finding.paths) > 2 else ""
-    return finding.separator.join(finding.paths[:2]) + more if finding.paths else ", ".join(finding.classes)
+    return first_few(finding.paths, 2, finding.separator) if finding.paths else ", ".join(finding.classes)

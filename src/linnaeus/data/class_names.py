@@ -11,6 +11,7 @@ from typing import Any
 
 from linnaeus.data import tree
 from linnaeus.errors import UserError, visible
+from linnaeus.text import first_few
 
 DIGITS = re.compile(r"([0-9]+)")
 TEXT_LIMIT = 256 * 1024 * 1024  # bytes; a list of ten million images is about this long
@@ -56,8 +57,7 @@ def natural_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """`names` for a one-line message: quoted; the names after the first `most` are only counted."""
-    text = ", ".join(repr(name) for name in names[:most])
-    return text if len(names) <= most else f"{text} and {len(names) - most} more"
+    return first_few([repr(name) for name in names], most)
 
 
 def read_text(path: Path) -> str:

@@ -39,9 +39,9 @@ class SolvedHead:
     rotation: Tensor | None
 
     @classmethod
-    def of(cls, features: Tensor, problem: Problems, penalty: float, image: np.ndarray, head: Tensor) -> SolvedHead:
-        """From features (m, d) as they are, which take the place of `problem.x`; `head` (classes, d + 1) solves it."""
-        x = features.double()
+    def of(cls, problem: Problems, penalty: float, image: np.ndarray, head: Tensor) -> SolvedHead:
+        """From a problem on features (m, d) as they are, which `head` (classes, d + 1) solves."""
+        x = problem.x.double()
         mean, std = x.mean(0), x.std(0, correction=0)
         # A feature that never varies would be divided by zero.
         std = torch.where(std > 1e-6 * std.max().clamp(min=1e-12), std, torch.ones_like(std))

@@ -29,6 +29,7 @@ from linnaeus.inference.selection import select
 from linnaeus.modelfile.safetensors import ModelFile
 from linnaeus.stores.contents import with_copies
 from linnaeus.stores.samples import decode_split
+from linnaeus.text import first_few
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,4 @@ def _called_differently(about: ModelFile, source: str, table: Table) -> str:
         differing.append(f"{name!r} is {shown!r} here and {ours[name]!r} in the model")
     if not differing:
         return ""
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    shown = ", ".join(differing[:3]) + more
-    return f"class {shown}: matched by class, not by display name; check that both mean the same"
+    return f"class {first_few(differing)}: matched by class, not by display name; check that both mean the same"

@@ -25,7 +25,7 @@ from linnaeus.metrics.multilabel import UNCHOSEN
 from linnaeus.metrics.outputs import Outputs, sigmoid
 from linnaeus.metrics.stratification import stratified_label_folds
 from linnaeus.metrics.temperature import FOLDS, MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_SAMPLES
-from linnaeus.text import percent, percent_range
+from linnaeus.text import first_few, percent, percent_range
 
 NEVER = 2.0
 """A threshold above every probability: the label is never given."""
@@ -102,10 +102,9 @@ class LabelCalibration:
         if not found:
             return []
         # Those with the fewest images first: there the luckiest of many thresholds is most likely to be taken.
-        fewest = ", ".join(text for _, text in found[:3])
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        fewest = first_few([text for _, text in found])
         below = f"the 95 % interval on {self.split} includes less than {percent(precision)}"
-        return [f"only an estimate where {below}: {fewest}{more}"]
+        return [f"only an estimate where {below}: {fewest}"]
 
     def to_dict(self) -> dict[str, Any]:
         rows = zip(self.scale.tolist(), self.offset.tolist(), self.thresholds.tolist(), strict=True)

@@ -97,7 +97,7 @@ def fit_linear_probe(
     fold = stratified_folds(labels) if fold is None else fold
     large = windows == 1 and len(x) * classes >= LARGE and (fold == 0).sum() >= MIN_HELD_OUT
     x, rotation, variances = _rotate(x, large)
-    problem = replace(_problem(x, labels, classes, weights, windows), variances=variances)
+    problem = replace(problem_of(x, labels, classes, weights, windows), variances=variances)
     progress = SearchProgress(advance)
     together = [range(k, k + 1) for k in range(FOLDS)] if large else [range(FOLDS)]
     folds = [Folds.of(problem, torch.from_numpy(fold).to(x.device), numbers, progress) for numbers in together]
@@ -119,7 +119,7 @@ def fit_linear_probe(
     return LinearProbe(weight, bias, best.penalty, *trials, held_out, probabilities, predicted, training_logits)
 
 
-def _problem(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None, windows: int) -> Problems:
+def problem_of(x: Tensor, labels: np.ndarray, classes: int, weights: Tensor | None, windows: int = 1) -> Problems:
     """One problem on all samples, with the labels and weights of `fit_linear_probe`."""
     y, several = torch.from_numpy(labels).to(x.device), labels.ndim == 2
     weights = None if weights is None else weights.to(x)

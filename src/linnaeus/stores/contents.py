@@ -118,8 +118,8 @@ def with_copies(groups: np.ndarray | None, copies: np.ndarray) -> np.ndarray | N
     """
     n = len(copies)
     alone = np.arange(n)
-    merged = alone if groups is None else _first_of_each(groups)
-    same = np.where(copies == UNKNOWN, alone, _first_of_each(copies))
+    merged = alone if groups is None else first_of_each(groups)
+    same = np.where(copies == UNKNOWN, alone, first_of_each(copies))
     # Each pass takes the lowest number within the copies, then within the groups, until nothing changes.
     lowest, before = merged.copy(), np.full(n, -1)
     while not np.array_equal(lowest, before):
@@ -131,7 +131,7 @@ def with_copies(groups: np.ndarray | None, copies: np.ndarray) -> np.ndarray | N
     return lowest if len(np.unique(lowest)) < n else None
 
 
-def _first_of_each(numbers: np.ndarray) -> np.ndarray:
+def first_of_each(numbers: np.ndarray) -> np.ndarray:
     """(n,) int64: of each number the index where it occurs first."""
     _, first, number = np.unique(numbers, return_index=True, return_inverse=True)
     return first[number]

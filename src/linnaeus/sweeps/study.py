@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linnaeus.errors import DiskError, UserError, install
+from linnaeus.errors import DiskError, UserError, install, one_line
 from linnaeus.files import acquire, disk_errors, locked
 from linnaeus.sweeps.importance import importances
 from linnaeus.sweeps.space import Interval, Space, combinations, every_combination
@@ -266,7 +266,7 @@ def study_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())[:200]
+        reason = one_line(getattr(error, "orig", None) or error.__cause__ or error)
         raise DiskError(
             f"{folder / STUDY}: cannot be used ({reason}); check the free disk space, or start again with another --out"
         ) from None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from linnaeus.errors import UserError, install, one_line
 from linnaeus.models.backbones.hub import PREFIX
 from linnaeus.models.backbones.library_body import import_errors
+from linnaeus.text import first_few
 
 IGNORED = re.compile(
     r"_.*|id2label|label2id|architectures|auto_map|torch_dtype|dtype|transformers_version|quantization_config|"
@@ -157,8 +158,7 @@ def body_tensors(
     wrong = missing or sorted(str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"])
     if wrong:
         problem = "misses" if missing else "has other shapes of"
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{source}: {problem} {', '.join(wrong[:3])}{more}, so it does not hold the weights of {name}")
+        raise UserError(f"{source}: {problem} {first_few(wrong)}, so it does not hold the weights of {name}")
     return {f"body.{key}": tensor for key, tensor in body.state_dict().items()}, changed
 
 

@@ -15,6 +15,7 @@ from linnaeus.models.backbones.libraries import library_of
 from linnaeus.models.network import Network
 from linnaeus.models.weights.files import WeightsInfo, read_weights
 from linnaeus.models.weights.pretrained import PRETRAINED, PretrainedWeights
+from linnaeus.text import first_few
 
 AUXILIARY = ("aux1.", "aux2.")  # name prefixes of the auxiliary heads of Inception
 
@@ -179,7 +180,7 @@ def _check_matches(tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor],
         if name in tensors and tensors[name].shape != initial[name].shape
     ]
     problems = [
-        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        f"{label} {first_few(names)}"
         for label, names in (("missing:", missing), ("unknown:", unknown), ("shape:", shapes))
         if names
     ]

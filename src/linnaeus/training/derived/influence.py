@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from linnaeus.console import Console
 from linnaeus.data.table import Table
@@ -18,7 +17,7 @@ from linnaeus.explain.leave_one_out import leave_one_out
 from linnaeus.explain.neighbors import Neighbor, training_image
 from linnaeus.inference.classifier import Classifier, Prediction
 from linnaeus.modelfile.safetensors import MODEL
-from linnaeus.models.logistic_regression import Problems
+from linnaeus.models.linear_probe import problem_of
 from linnaeus.runs.layout import SPLIT
 from linnaeus.runs.penalties import read_penalties
 from linnaeus.stores.frozen import FrozenStages
@@ -73,7 +72,8 @@ class TrainingInfluence:
         penalty = min(trials, key=lambda trial: trial.loss).penalty
         linear = linear_head(classifier.network)
         head = torch.cat([linear.weight.detach(), linear.bias.detach()[:, None]], 1).cpu()
-        self.head = SolvedHead.of(self.features, _problem(labels, classes, weights), penalty, image, head)
+        problem = problem_of(self.features, labels, classes, weights)
+        self.head = SolvedHead.of(problem, penalty, image, head)
 
     def of(self, prediction: Prediction, target: int, top: int) -> InfluentialImages:
         """The `top` images that raise the log-odds of class `target` most, and the `top` that lower them most."""
@@ -133,11 +133,3 @@ class TrainingInfluence:
             slopes = -np.exp(z - np.logaddexp.reduce(z, axis=1)[:, None])
         slopes[:, target] = 1.0
         return slopes * scale
-
-
-def _problem(labels: np.ndarray, classes: int, weights: Tensor | None) -> Problems:
-    """The problem that `fit_linear_probe` solves, without its features."""
-    y, several = torch.from_numpy(labels), labels.ndim == 2
-    weight = torch.ones(len(y)) if weights is None or several else weights[y]
-    shares = (weight / weight.sum())[:, None]
-    return Problems(torch.empty(0), y.float() if several else y, shares, classes, weights if several else None)

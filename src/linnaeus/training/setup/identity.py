@@ -22,6 +22,7 @@ from linnaeus.recipe.renamed import with_present_names
 from linnaeus.runs.layout import IDENTITY
 from linnaeus.stores.activations import content_key
 from linnaeus.stores.pixelstore import PixelStore
+from linnaeus.text import first_few
 
 FORMAT = 1
 SHOWN = 6  # differences that an error message names
@@ -146,9 +147,8 @@ def identify(recipe: Recipe, table: Table, machine: dict[str, Any], source: str)
 def refuse(path: Path, lines: list[str]) -> None:
     """Raise UserError if there are differences, given as lines of text, to the run in folder `path`."""
     if lines:
-        more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise UserError(
-            f"{path}: cannot be resumed, because this is a different run: {'; '.join(lines[:SHOWN])}{more}; restore "
+            f"{path}: cannot be resumed, because this is a different run: {first_few(lines, SHOWN, '; ')}; restore "
             "the earlier settings and data, or choose another --out"
         )
 
