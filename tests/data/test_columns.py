@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import GRAY
 
 import linnaeus
 from linnaeus.data.readers.columns import LabelFormat
-from linnaeus.data.readers.csvfile import open_frame
+from linnaeus.data.readers.csvfile import open_csv, open_frame
 from linnaeus.data.sources import open_source
 from linnaeus.errors import UserError
+from linnaeus.inference.source import _in_words_of
+from linnaeus.modelfile.safetensors import ModelFile
 
 ROWS = ("images/a.jpg", "images/b.jpg", "images/c.jpg", "images/d.jpg")
 
@@ -145,15 +148,28 @@ def test_an_unsupported_source_is_named_by_its_type(source: object):
 
 
 @pytest.mark.parametrize("second", [("1", "0"), ("1", "1")], ids=["one label", "several labels"])
-def test_classes_are_displayed_as_the_header_writes_them(tmp_path: Path, second: tuple[str, str]):
+def test_classes_are_named_as_the_header_writes_them(tmp_path: Path, second: tuple[str, str]):
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).touch()
     rows = ["image,MEL,Nevus", "a.png,0,1", f"b.png,{','.join(second)}", "c.png,1,0"]
     (tmp_path / "truth.csv").write_text("\n".join(rows))
     table = open_source(tmp_path / "truth.csv")
-    assert table.classes == ("mel", "nevus"), "as in models of earlier versions"
-    assert table.names == ("MEL", "Nevus")
+    assert table.classes == table.names == ("MEL", "Nevus")
     assert table.several == (second == ("1", "1"))
+    assert "read from the columns 'MEL', 'Nevus'" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize("second", [("1", "0"), ("1", "1")], ids=["one label", "several labels"])
+def test_columns_of_two_files_are_the_same_class_in_any_case(tmp_path: Path, second: tuple[str, str]):
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "train.csv").write_text(f"image,MEL,Nevus\na.png,0,1\nb.png,{','.join(second)}\nc.png,1,0\n")
+    (tmp_path / "valid.csv").write_text(f"image,nevus,mel\nd.png,0,1\ne.png,{','.join(second)}\nf.png,1,0\n")
+    table = open_csv("both", {split: tmp_path / f"{split}.csv" for split in ("train", "valid")})
+    assert table.classes == ("MEL", "Nevus")
+    older = ModelFile({"name": "resnet18"}, ("mel", "nevus"), ("MEL", "Nevus"), GRAY)
+    assert _in_words_of(older, table).classes == older.classes, "a model of an earlier version"
+    assert [table.labels_of(i) for i in (0, 2, 3, 5)] == [("Nevus",), ("MEL",), ("MEL",), ("Nevus",)]
 
 
 @pytest.mark.parametrize("name", ["pixel{}", "{}", "1x{}"])

@@ -34,9 +34,9 @@ def sets(table: Table) -> list[str]:
 def test_columns_of_0_and_1_with_several_labels_are_recognized_and_reported(tmp_path: Path):
     path = source(tmp_path, "image,MEL,NV,BCC,age", "1.0,0,1,40", "0,1,0,35", "0,0,0,", "0.0,1.0,0,7")
     table = open_source(path)
-    assert sets(table) == ["bcc+mel", "nv", "", "nv"]
+    assert sets(table) == ["BCC+MEL", "NV", "", "NV"]
     (note,) = (note for note in table.notes if "labels" in note)
-    assert "columns 'mel', 'nv', 'bcc': 1 of 4 images have several, 1 none" in note
+    assert "columns 'MEL', 'NV', 'BCC': 1 of 4 images have several, 1 none" in note
     assert "data.task=single-label" in note
     assert "not used: 'age'" in note
 

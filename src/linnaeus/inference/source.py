@@ -223,10 +223,12 @@ def _contradicting(contents: np.ndarray, labels: np.ndarray) -> int:
 
 
 def _in_words_of(about: ModelFile, table: Table) -> Table:
-    """The table with the model's names for classes that are the same whole number, such as `1` and `1.0`."""
-    names = list(table.classes)
+    """The table with the model's names for classes that are the same whole number, such as `1` and `1.0`, and for
+    columns of a CSV, which models of earlier versions have in lower case."""
+    names, of_columns = list(table.classes), table.kind == "csv"
     for k, name in enumerate(names):
         same = [known for known in about.classes if whole_number(known) == whole_number(name) is not None]
+        same += [known for known in about.classes if of_columns and known == name.lower()]
         if name not in about.classes and len(same) == 1 and same[0] not in names:
             names[k] = same[0]
     return dataclasses.replace(table, classes=tuple(names))

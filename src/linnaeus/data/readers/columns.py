@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +95,10 @@ def find_column(file: Path, columns: Sequence[str], role: str) -> str | None:
     return None
 
 
-def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int, str] | None:
-    """Line -> class, where each of two or more `columns` says by 1 or 0 whether an image is of its class.
+def one_hot(
+    file: Path, columns: Sequence[str], rows: Sequence[Row], written: Mapping[str, str]
+) -> dict[int, str] | None:
+    """Line -> column, where each of two or more `columns` says by 1 or 0 whether an image is of its class.
 
     Other columns, such as a camera, may stand beside them if each row then has exactly one 1. None if the columns hold
     anything else. Raises UserError for a row with several classes or none, if there are no other columns.
@@ -113,11 +115,11 @@ def one_hot(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> dict[int
         return None
     for line, names in given.items():
         if len(names) != 1:
-            classes = f"classes {listed(names)}" if names else "no class"
+            classes = f"classes {listed([written[name] for name in names])}" if names else "no class"
             raise UserError(
-                f"{file}:{line}: the columns {listed(flags)} give this image {classes}; exactly one class per image "
-                "is supported: correct the row, write a column label with the class to learn, or learn several labels "
-                "per image with --set data.task=multi-label"
+                f"{file}:{line}: the columns {listed([written[name] for name in flags])} give this image {classes}; "
+                "exactly one class per image is supported: correct the row, write a column label with the class to "
+                "learn, or learn several labels per image with --set data.task=multi-label"
             )
     return {line: names[0] for line, names in given.items()}
 

@@ -78,11 +78,8 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
     """The table of rows that were read from files. Raises UserError if an image does not exist."""
     paths = tuple(path for part in parts for path in locate(part))
     folder = parts[0].file.absolute().parent
+    _spell_as_written(parts)
     labels, classes, names, notes = _resolve_labels(parts, paths, folder)
-    if names == classes:
-        # Classes stay in lower case, since models of earlier versions have them so.
-        written = {name: text for part in parts for name, text in part.names.items()}
-        names = tuple(written.get(name, name) for name in classes)
     groups = None
     # One file of several may lack the column; its images then belong to no group.
     if any(part.groups for part in parts):
@@ -103,6 +100,17 @@ def open_rows(source: str, parts: list[Rows]) -> Table:
         notes=(*(note for part in parts for note in part.notes), *notes),
     )
     return with_swapped_labels(without_repeats(table))
+
+
+def _spell_as_written(parts: list[Rows]) -> None:
+    """Name classes that have a column each as the first of the files does: columns are compared in lower case."""
+    written: dict[str, str] = {}
+    for part in parts:
+        written = part.names | written
+        if part.names:
+            part.labels = [written[label] for label in part.labels]
+            part.sets = part.sets and [tuple(written[name] for name in names) for names in part.sets]
+            part.written = {(split, written[text]) for split, text in part.written}
 
 
 def _resolve_labels(
@@ -153,7 +161,7 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
     if image is None:
         raise _no_column(path, columns, "path")
     others = [name for name in columns if name and name not in (image, "split", grouping)]
-    labels = read_labels(path, label, others, records, form)
+    labels = read_labels(path, label, others, records, form, dict(zip(columns, header, strict=True)))
     if labels is None:
         raise _no_column(path, columns, "label")
     if group is not None and grouping not in columns:
@@ -178,7 +186,8 @@ def _rows(path: Path, header: list[str], records: list[Row], split: str, group: 
         rows.labels = [label_of(text, path, line) for text, line in zip(texts, rows.lines, strict=True)]
         rows.written = set(zip(rows.splits, texts, strict=True))
     if label is None:
-        rows.names = {name: text for name, text in zip(columns, header, strict=True) if name in of_labels}
+        pairs = [(name, text) for name, text in zip(columns, header, strict=True) if name in of_labels]
+        rows.names = {label_of(name, path, 1): label_of(text, path, 1) for name, text in pairs}
     if grouping in columns:
         rows.groups = [cells[grouping].strip() for _, cells in records]
     else:

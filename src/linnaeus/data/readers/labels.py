@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +41,22 @@ class Labels:
 
 
 def read_labels(
-    file: Path, label: str | None, others: Sequence[str], rows: Sequence[Row], form: LabelFormat
+    file: Path,
+    label: str | None,
+    others: Sequence[str],
+    rows: Sequence[Row],
+    form: LabelFormat,
+    written: Mapping[str, str],
 ) -> Labels | None:
     """The labels of column `label`, or without one of those `others` that hold 0 and 1; None if no column does.
 
+    `written`: the name of each column in lower case, as in `rows` and in the labels, -> as the file has it.
     A row has several labels where the recipe says so or the cells show it. Raises UserError for a cell that is neither
     0 nor 1 in a column of such cells, and for a row of several classes where one is expected.
     """
     if label is not None and (lists := _from_lists(file, label, rows, form.task)) is not None:
         return lists
-    sets = _label_sets(file, label, others, rows, form)
+    sets = _label_sets(file, label, others, rows, form, written)
     if sets is not None:
         return sets
     if label is not None:
@@ -58,22 +64,28 @@ def read_labels(
         if form.task is None and (joined := _joined({cells[label].strip() for _, cells in rows})):
             note = f"{note}; {joined}" if note else joined
         return Labels({line: (cells[label],) for line, cells in rows}, (label,), note)
-    classes = one_hot(file, others, rows)
+    classes = one_hot(file, others, rows, written)
     if classes is None:
         return None
-    used = tuple(name for name in others if name in set(classes.values()))
-    note = f"label is read from the columns {listed(used)}, one for each class"
+    found = set(classes.values())
+    used = tuple(name for name in others if name in found)
+    note = f"label is read from the columns {listed([written[name] for name in used])}, one for each class"
     return Labels({line: (name,) for line, name in classes.items()}, used, note)
 
 
 def _label_sets(
-    file: Path, label: str | None, others: Sequence[str], rows: Sequence[Row], form: LabelFormat
+    file: Path,
+    label: str | None,
+    others: Sequence[str],
+    rows: Sequence[Row],
+    form: LabelFormat,
+    written: Mapping[str, str],
 ) -> Labels | None:
     """The labels of each row, where the recipe says or the cells show that an image may have several; else None."""
     if form.task == "single-label" or not rows:
         return None
     if label is None:
-        return _from_flags(file, others, rows, form.task)
+        return _from_flags(file, others, rows, form.task, written)
     cells = {line: cells[label] for line, cells in rows}
     separator = form.separator or _separator(cells.values(), key(label) in SEVERAL, form.task)
     if separator is None and form.task is None:
@@ -97,7 +109,9 @@ def _from_lists(file: Path, label: str, rows: Sequence[Row], task: str | None) -
     return Labels(by_line, (label,), note, several=True)
 
 
-def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None) -> Labels | None:
+def _from_flags(
+    file: Path, others: Sequence[str], rows: Sequence[Row], task: str | None, written: Mapping[str, str]
+) -> Labels | None:
     """Labels of 0/1 columns. Unless the task is stated, two of them must be 1 in some row."""
     values = {name: {cells[name].strip().lower() for _, cells in rows} for name in others}
     # Columns such as is_train are 0/1 too, but state the split.
@@ -106,7 +120,7 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
     used = {*flags, *about_splits}
     unused = [name for name in others if name not in used]
     for name in unused:
-        _refuse_typos(file, name, rows)
+        _refuse_typos(file, name, rows, written[name])
     by_line = {line: tuple(name for name in flags if boolean(cells[name])) for line, cells in rows}
     if not flags or (task is None and all(len(labels) < 2 for labels in by_line.values())):
         return None
@@ -115,21 +129,22 @@ def _from_flags(file: Path, others: Sequence[str], rows: Sequence[Row], task: st
         for name in others:
             if values[name] <= BOOLEANS.keys() | set(UNCERTAIN) and cells[name].strip().lower() in UNCERTAIN:
                 raise UserError(
-                    f"{file}:{line}: {name} is {cells[name].strip()!r}, neither 0 nor 1; correct it or remove the row"
+                    f"{file}:{line}: {written[name]} is {cells[name].strip()!r}, neither 0 nor 1; correct it or remove "
+                    "the row"
                 )
-    rest = f"; not used: {listed(unused)}" if unused else ""
-    note = f"labels are read from the columns {listed(flags, 20)}: {_counts(by_line)}{rest}"
+    rest = f"; not used: {listed([written[name] for name in unused])}" if unused else ""
+    note = f"labels are read from the columns {listed([written[name] for name in flags], 20)}: {_counts(by_line)}{rest}"
     return Labels(by_line, tuple(flags), note, several=True)
 
 
-def _refuse_typos(file: Path, name: str, rows: Sequence[Row]) -> None:
+def _refuse_typos(file: Path, name: str, rows: Sequence[Row], written: str) -> None:
     """Raise UserError for a column of 0 and 1 with a few other cells, which would silently be no label at all."""
     odd = [(line, text) for line, cells in rows if (text := cells[name].strip()).lower() not in BOOLEANS]
     if len(odd) <= MOST_TYPOS * len(rows):
         line, text = odd[0]
         raise UserError(
-            f"{file}:{line}: {name} is {text!r}, neither 0 nor 1 as {len(rows) - len(odd):,} of {len(rows):,} cells of "
-            "this column are; correct it, or remove the column"
+            f"{file}:{line}: {written} is {text!r}, neither 0 nor 1 as {len(rows) - len(odd):,} of {len(rows):,} cells "
+            "of this column are; correct it, or remove the column"
         )
 
 
