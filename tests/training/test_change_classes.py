@@ -288,3 +288,20 @@ def test_a_split_file_with_other_rows_is_one_line(
         said = say(*arguments, "--out", tmp_path / "new")
         assert said.status == 2, said.err
         assert re.search(rf"error: .*split\.csv:.*{reason}", said.err)
+
+
+def test_leaked_images_do_not_compare_the_runs(say, tmp_path: Path):
+    """Bytes after the end of a PNG make another file of the same pixels: copies that --add does not refuse."""
+    run = make_run(tmp_path)
+    copies = tmp_path / "2"
+    copies.mkdir()
+    for name, (label, split) in splits(run).items():
+        if (label, split) == ("2", "valid"):
+            (copies / f"again {name}").write_bytes((tmp_path / "images" / "2" / name).read_bytes() + b"more")
+    said = say("classes", run, "--add", copies, "--out", tmp_path / "new")
+    assert said.status == 0, said.err
+    valid = json.loads((tmp_path / "new" / "metrics.json").read_text())["valid"]
+    assert (leaked := valid["n"] - valid["without_leaks"]["n"]) > 0
+    assert f"valid     on the {6 - leaked} images of both runs, without those with a copy in an earlier " in said.out
+    content = json.loads((tmp_path / "new" / "changes.json").read_text())
+    assert content["before_after"]["valid"]["n"] == 6 - leaked

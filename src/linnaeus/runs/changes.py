@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,16 @@ class RunChanges:
     targets: Mapping[str, str | None] | None
     forgotten: tuple[dict[str, Any], ...] = ()  # the statement on the images that were removed, if any were
     before_after: dict[str, McNemar] = field(default_factory=dict)  # by split; filled in by `write`
+    leaks: set[str] = field(default_factory=set)  # splits of which some images are left out; filled in by `write`
 
-    def write(self, new: Path) -> None:
-        """Compare both runs by their predictions, and write changes.json into the folder `new`."""
+    def write(self, new: Path, leaked: Collection[tuple[str, str]]) -> None:
+        """Compare both runs by their predictions, and write changes.json into the folder `new`.
+
+        `leaked`: (split, sample) of the images of which the new run has a copy in an earlier split.
+        """
         if self.targets is not None:
-            self.before_after = paired_tests(self.old, new, self.targets)
+            self.before_after = paired_tests(self.old, new, self.targets, leaked)
+            self.leaks = {split for split, _ in leaked}
         content: dict[str, Any] = {"from": str(self.old), "changes": self.lines}
         if self.forgotten:
             content["forgotten"] = self.forgotten[0]
@@ -49,9 +54,10 @@ class RunChanges:
         lines = [f"changed   {line}" for line in self.lines]
         for split, pair in self.before_after.items():
             before, after = (percent(accuracy) for accuracy in _accuracies(pair))
+            without = ", without those with a copy in an earlier split" if split in self.leaks else ""
             lines.append(
-                f"{split:9} on the {counted(pair.n, 'image')} of both runs: {before} before, {after} after (McNemar "
-                f"p = {pair.p:.3g}: {significance(pair.p)})"
+                f"{split:9} on the {counted(pair.n, 'image')} of both runs{without}: {before} before, {after} after "
+                f"(McNemar p = {pair.p:.3g}: {significance(pair.p)})"
             )
         return "\n".join(lines)
 
@@ -60,14 +66,16 @@ def _accuracies(pair: McNemar) -> tuple[float, float]:
     return (pair.both + pair.only_first) / pair.n, (pair.both + pair.only_second) / pair.n
 
 
-def paired_tests(old: Path, new: Path, targets: Mapping[str, str | None]) -> dict[str, McNemar]:
-    """The paired test of both runs on the images that both have, by split."""
+def paired_tests(
+    old: Path, new: Path, targets: Mapping[str, str | None], leaked: Collection[tuple[str, str]]
+) -> dict[str, McNemar]:
+    """The paired test of both runs on the images that both have, by split, without those `leaked` to the new one."""
     pairs: dict[str, McNemar] = {}
     later = {(row.split, row.sample): row for row in read_predictions(new / PREDICTIONS)}
     shared: dict[str, list[tuple[bool, bool, str]]] = {}
     for row in read_predictions(old / PREDICTIONS):
         match = later.get((row.split, row.sample))
-        if match is not None:
+        if match is not None and (row.split, row.sample) not in leaked:
             # A class that is left out is never the right answer for an image that stays.
             was_correct = targets[row.predicted] == match.true
             shared.setdefault(row.split, []).append((was_correct, match.correct, row.group))

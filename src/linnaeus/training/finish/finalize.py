@@ -189,7 +189,9 @@ def _write_results(
         write_predictions(folder.file(PREDICTIONS), evaluation.prediction_rows(prepared.table, prepared.samples))
     folder.write_evaluation(long_dict(evaluation.assessments, prepared.table))
     if prepared.changes is not None:
-        prepared.changes.write(folder.path)
+        leaked = prepared.inspection.leaked.items()
+        names = {(split, prepared.table.sample_id(i)) for split, images in leaked for i in images.tolist()}
+        prepared.changes.write(folder.path, names)
     outcome.timings.add_since("evaluate", started)
     rest = [line for line in evaluation.lines() if line not in evaluation.warnings]
     say_figures(evaluation.figures, rest + label_lines(folder.path), prepared.console)  # plots and report take seconds
