@@ -40,7 +40,7 @@ def network(classifier: linnaeus.Classifier, images: np.ndarray, n: int) -> floa
     """Images a second through the network alone, already decoded."""
     started, done = time.perf_counter(), 0
     while done < n:
-        classifier.probabilities(images)
+        classifier.answers(images)
         done += len(images)
     return done / (time.perf_counter() - started)
 
@@ -63,7 +63,7 @@ def main() -> None:
     found = list(expand([str(arguments.data)]))
     paths = list(itertools.islice(itertools.cycle(found), arguments.images))
     images = np.stack([classifier.preprocessing.load(path) for path in paths[:BATCH]])
-    classifier.probabilities(images)
+    classifier.answers(images)
     rates: dict[str, list[float]] = {"decode": [], "network": [], "both": []}
     for _ in range(arguments.turns):
         rates["decode"].append(decode(classifier, paths))

@@ -49,7 +49,7 @@ def alone(classifier: Classifier, images: list[bytes], seconds: float = 5.0) -> 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         works = (
             lambda: len(list(pool.map(classifier.preprocessing.load, images))),
-            lambda: len(classifier.probabilities(batch)),
+            lambda: len(classifier.answers(batch)),
         )
         while took.sum() < 2 * seconds:
             for i, work in enumerate(works):

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
-from tiny import mini, samples, settings, write_images
+from tiny import draw, mini, samples, settings, write_images
 
 import linnaeus
 from linnaeus.errors import UserError
@@ -127,6 +128,15 @@ def test_in_a_pipeline(pictures: tuple[np.ndarray, np.ndarray]):
     pipeline = Pipeline([("invert", FunctionTransformer(lambda x: 255 - x)), ("classify", ImageClassifier(recipe(12)))])
     assert pipeline.fit(images, labels).score(images, labels) > 0.8
     assert pipeline.set_params(classify__epochs=1).get_params()["classify__epochs"] == 1
+
+
+def test_one_column_of_a_table_is_a_list_of_paths(fitted: ImageClassifier, tmp_path: Path):
+    """As a ColumnTransformer or a meta-estimator passes it on."""
+    paths = [str(tmp_path / f"{k}.png") for k in range(3)]
+    for k, path in enumerate(paths):
+        Image.fromarray(draw(np.array([k]))[0]).save(path)
+    column = np.array(paths, object)[:, None]
+    np.testing.assert_array_equal(fitted.predict(column), fitted.predict(paths))
 
 
 def test_clone_and_pickle(fitted: ImageClassifier, pictures: tuple[np.ndarray, np.ndarray]):

@@ -180,3 +180,12 @@ def test_a_table_of_pixels_is_named_as_such(tmp_path: Path, name: str):
         UserError, match=r"train.csv:1: the columns .* hold pixels, not the paths of images; save each row"
     ):
         open_source(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("datasets.arrow_dataset", "Dataset"), ("datasets.dataset_dict", "DatasetDict")]
+)
+def test_a_dataset_of_hugging_face_is_told_how_to_become_folders(module: str, name: str):
+    source = type(name, (dict,), {"__module__": module, "column_names": ["image", "label"]})()
+    with pytest.raises(UserError, match=f"^a {name} of Hugging Face; write its images into class folders"):
+        open_source(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_the_file_lies_beside_the_model_and_says_what_it_is(exported: tuple[Path
 
 
 def test_it_predicts_and_evaluates_like_the_model_file(exported: tuple[Path, GateResult], run: Path, data: Path):
-    model, export = load(run, device="cpu"), load(exported[0])
+    model, export = load(run, device="cpu"), pickle.loads(pickle.dumps(load(exported[0])))
     assert (export.run.kind, export.classes, export.names) == ("onnx", model.classes, model.names)
     assert (export.preprocessing, export.threshold) == (model.preprocessing, model.threshold)
     paths = list(expand([str(data)]))

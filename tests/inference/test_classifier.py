@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
+import pickle
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +46,29 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def all_of(folder: Path) -> list[str]:
     return list(expand([str(folder)]))
+
+
+def test_a_pickle_or_a_copy_answers_alike_without_the_file(model: Path, images: Path, tmp_path: Path):
+    """As joblib and other processes need it; that of a GPU is loaded where there is none."""
+    classifier = load(shutil.copy(model, tmp_path / "model.safetensors"), device="cpu")
+    (tmp_path / "model.safetensors").unlink()
+    paths = all_of(images)
+
+    def answers(model: Classifier) -> np.ndarray:
+        return np.array([[probability for _, probability in p.top(3)] for p in model.predict(paths)])
+
+    expected = answers(classifier)
+    pickled = pickle.dumps(classifier)
+    classifier.run.device = torch.device("cuda")
+    on_gpu = pickle.dumps(classifier)
+    classifier.run.device = torch.device("cpu")
+    restored = [pickle.loads(pickled), copy.deepcopy(classifier)]
+    if not torch.cuda.is_available():
+        restored.append(pickle.loads(on_gpu))
+    for other in restored:
+        assert other.network is not classifier.network
+        assert (answers(other) == expected).all()
+        assert other.evaluate(images).to_dict() == classifier.evaluate(images).to_dict()
 
 
 def test_answers_are_those_of_the_network(classifier: Classifier, images: Path):

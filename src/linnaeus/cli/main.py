@@ -153,7 +153,7 @@ def train(
     Several machines: torchrun --nproc-per-node N -m linnaeus train ..., or srun linnaeus train ...
     """
     early.check_training(click.get_current_context().params)
-    console = make_console(silent=not join_processes(devices, "--resume continues from the last checkpoint").is_main)
+    console = make_console(silent=not join_processes(devices, "--resume continues from a checkpoint").is_main)
     from linnaeus.training.run import train as run_training
 
     run = run_training(

@@ -105,6 +105,11 @@ def _open(text: str, lists: dict[str, str], group: str | None, labels: LabelForm
 
 def _not_a_path(source: object) -> str:
     kind = type(source)
+    if kind.__module__.startswith("datasets.") and hasattr(source, "column_names"):
+        return (
+            f"a {kind.__name__} of Hugging Face; write its images into class folders, and pass their folder: for each "
+            'row, row["image"].save(f"photos/{names[row["label"]]}/{i}.png") with dataset.features["label"].names'
+        )
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
     return (
         f"a source of type {name}; pass the path of a folder, list file or CSV, a known name, or a pandas DataFrame "

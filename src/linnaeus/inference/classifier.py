@@ -73,6 +73,11 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({str(self.path)!r}, {self.about.arch['name']}, {len(self.classes)} classes)"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the network, but of an ONNX file, whose session cannot be pickled, only the path."""
+        parts = (self.path, self.about, self.run)
+        return (load, (self.path.absolute(),)) if isinstance(self.run, OnnxRunner) else (Classifier, parts)
+
     @property
     def network(self) -> Network:
         """The network as a torch module. Raises UserError for an ONNX file, which contains none."""
@@ -165,10 +170,6 @@ class Classifier:
         probabilities = self.calibrated_logits(scores.logits).probabilities
         distances = [None] * len(images) if scores.distances is None else scores.distances.tolist()
         return [Answer(p, d) for p, d in zip(probabilities, distances, strict=True)]
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities (N, classes) float64 of cropped images (N, size, size, channels) uint8."""
-        return np.stack([answer.probabilities for answer in self.answers(images)])
 
     def prediction(self, path: str, image: np.ndarray, answer: Answer) -> Prediction:
         """The prediction for a cropped image (size, size, channels) uint8.
@@ -291,10 +292,8 @@ def load(path: str | Path, *, device: str = "auto", model: nn.Module | None = No
         runner = OnnxRunner(session, about.preprocessing, str(export["kind"]), Agreement.of_record(export))
         return Classifier(path, about, runner)
     chosen = choose_device(device)
-    custom: Network | None = None
-    if model is not None:
-        # A custom network is wrapped with the sizes of the file, so that a mismatch is reported by name.
-        arch = read_header(path).arch
-        custom = wrap(model, int(arch["classes"]), int(arch["channels"]))
+    # A custom network is wrapped with the sizes of the file, so that a mismatch is reported by name.
+    arch = {} if model is None else read_header(path).arch
+    custom = None if model is None else wrap(model, int(arch["classes"]), int(arch["channels"]))
     network, about = read_model(path, custom)
     return Classifier(path, about, TorchRunner.of(about, network, chosen))

@@ -5,6 +5,7 @@ A runner also computes the distance of an image from what the model was trained 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linnaeus.device import choose_device
 from linnaeus.errors import UserError
 from linnaeus.metrics.ood import distances
 from linnaeus.metrics.thumbnails import Thumbnails, area_weights
@@ -108,6 +110,11 @@ class TorchRunner:
         """The runner of a network with the header of its model file."""
         return cls(network, about.preprocessing, device, UnknownDetector.read(about.unknown, about.unknown_tensors))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tensors of a GPU could not be loaded without one; there the network is on the CPU then."""
+        network = self.network if self.device.type == "cpu" else copy.deepcopy(self.network).cpu()
+        return _restored, (network, self.preprocessing, self.device.type, self.detector)
+
     @property
     def has_distance(self) -> bool:
         return self.detector is not None and self.detector.references is not None
@@ -123,6 +130,10 @@ class TorchRunner:
         """Scores of what enters the head, for images without thumbnails."""
         references = None if self.detector is None else self.detector.references
         return network_scores(self.network, references, features, start=self.network.stages[-1])
+
+
+def _restored(network: Network, preprocessing: Preprocessing, device: str, detector: UnknownDetector | None) -> Runner:
+    return TorchRunner(network, preprocessing, choose_device("cpu" if device == "cpu" else "auto"), detector)
 
 
 class OnnxRunner:

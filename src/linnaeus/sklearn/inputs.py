@@ -112,6 +112,8 @@ def put_label(labels: np.ndarray, where: np.ndarray, label: Any) -> np.ndarray:
 
 def images_of(X: Images) -> np.ndarray | list[str | Path]:
     """Images as one array (n, H, W[, 3]) uint8, or paths."""
+    if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:  # type: ignore[union-attr]
+        X = np.asarray(X)[:, 0]  # of a data frame, as other estimators pass it on
     if isinstance(X, np.ndarray) and X.ndim > 1:
         refuse_masked(X, "images")
         images = X
