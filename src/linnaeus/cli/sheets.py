@@ -68,20 +68,14 @@ class Sheets:
 
     classifier: Classifier
     folder: Path
-    target: int | None
-    """Index of the class to explain; None for the predicted class of each image."""
+    target: int | None  # index of the class to explain; None for the predicted class of each image
     method: str
     stages: tuple[str, ...]
-    top: int
-    """Number of training images to show."""
-    gallery: Gallery | None = None
-    """Training images to compare with."""
-    influence: TrainingInfluence | None = None
-    """Training images whose influence is computed."""
-    missing: str = ""
-    """Characters that no installed font contains."""
-    names: set[str] = field(default_factory=set)
-    """File names in use, case-folded because some file systems ignore case."""
+    top: int  # number of training images to show
+    gallery: Gallery | None = None  # training images to compare with
+    influence: TrainingInfluence | None = None  # training images whose influence is computed
+    missing: str = ""  # characters that no installed font contains
+    names: set[str] = field(default_factory=set)  # file names in use, case-folded because some file systems ignore case
 
     @classmethod
     def of(

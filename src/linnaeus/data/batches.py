@@ -77,35 +77,26 @@ UNDIVIDED = Partition()
 class Portion:
     """Where a process's samples stand in the whole batch, which all processes share."""
 
-    total: int
-    """Samples of the whole batch, over all processes."""
-    first: int
-    """Draw of the first sample of the whole batch."""
+    total: int  # samples of the whole batch, over all processes
+    first: int  # draw of the first sample of the whole batch
+    # Samples at the beginning that belong to another process: the mixing partner of the first own sample, or a
+    # placeholder where this process has no samples of its own.
     lead: int = 0
-    """Samples at the beginning that belong to another process: the mixing partner of the first own sample, or a
-    placeholder where this process has no samples of its own."""
 
 
 @dataclass
 class Batch:
     """N samples of one process, on its device."""
 
-    indices: np.ndarray
-    """(N,) number of each sample."""
+    indices: np.ndarray  # (N,) number of each sample
+    # (N,) key of each sample's random numbers: its number, plus n for each earlier draw of it in the same epoch.
     draws: np.ndarray
-    """(N,) key of each sample's random numbers: its number, plus n for each earlier draw of it in the same epoch."""
-    pixels: Tensor
-    """On the device: (N, H, W, C) uint8, or what a store holds in their place."""
-    shapes: np.ndarray
-    """(N, 2) true height and width."""
-    labels: Tensor
-    """(N,) int64 on the device."""
-    portion: Portion
-    """Position in the whole batch."""
-    drawn: Any = None
-    """What `Batches.draw_epoch` has drawn for all samples of this process in the epoch, in order."""
-    start: int = 0
-    """Place of the first sample in the epoch of this process."""
+    pixels: Tensor  # on the device: (N, H, W, C) uint8, or what a store holds in their place
+    shapes: np.ndarray  # (N, 2) true height and width
+    labels: Tensor  # (N,) int64 on the device
+    portion: Portion  # position in the whole batch
+    drawn: Any = None  # what `Batches.draw_epoch` has drawn for all samples of this process in the epoch, in order
+    start: int = 0  # place of the first sample in the epoch of this process
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -263,8 +254,7 @@ class Subset:
     """Some rows of another source of rows, such as those whose images are readable."""
 
     rows: Rows
-    positions: np.ndarray
-    """(n,) position of each sample in `rows`."""
+    positions: np.ndarray  # (n,) position of each sample in `rows`
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -27,8 +27,7 @@ from linnaeus.files import csv_file, disk_errors, read_object, write_text
 from linnaeus.label.journal import HUMAN, IMPORTED, UNKNOWN, Answer, Journal, Label, Record
 from linnaeus.text import SafeCsvWriter, plain_cell
 
-UNKNOWN_CELL = "unknown"
-"""The label UNKNOWN in a file."""
+UNKNOWN_CELL = "unknown"  # the label UNKNOWN in a file
 
 
 @dataclass

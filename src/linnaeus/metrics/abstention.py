@@ -26,20 +26,16 @@ class OperatingPoint:
 class AbstentionRule:
     """The thresholds for one target risk; None where no threshold qualifies."""
 
-    target_risk: float
-    """The largest acceptable share of errors among the answers, in 0..1."""
-    n: int
-    """Number of images on which the thresholds were chosen: those that the model does not call unknown."""
+    target_risk: float  # the largest acceptable share of errors among the answers, in 0..1
+    n: int  # number of images on which the thresholds were chosen: those that the model does not call unknown
     estimated: OperatingPoint | None
     tested: OperatingPoint | None
-    grouped: bool = False
-    """Whether these images came in groups, for which there is no test."""
+    grouped: bool = False  # whether these images came in groups, for which there is no test
+    # Number of models from which these images chose this one; None: unknown, as in files of earlier versions.
     candidates: int | None = 1
-    """Number of models from which these images chose this one; None: unknown, as in files of earlier versions."""
+    # Passes the test without the correction for several candidates; None where a threshold passes with it.
     uncorrected: OperatingPoint | None = None
-    """Passes the test without the correction for several candidates; None where a threshold passes with it."""
-    unknown: int = 0
-    """Number of images beside the n that the model calls unknown, and so does not answer."""
+    unknown: int = 0  # number of images beside the n that the model calls unknown, and so does not answer
 
     @property
     def applied(self) -> OperatingPoint | None:

@@ -24,19 +24,14 @@ class CalibrationEffect:
     """Probabilities before and after dividing the logits by a temperature that was fitted on other images."""
 
     temperature: float
-    stored: bool
-    """Whether the temperature is the model's own; otherwise it was fitted on these images."""
-    cross_fitted: bool
-    """Whether `after` comes from cross-fitting on these images, because they fitted the temperature."""
+    stored: bool  # whether the temperature is the model's own; otherwise it was fitted on these images
+    cross_fitted: bool  # whether `after` comes from cross-fitting on these images, because they fitted the temperature
     before: dict[str, float]
-    after: dict[str, float]
-    """loss, brier, ece and ece_equal_mass."""
-    reliability: dict[str, list[dict[str, Any]]]
-    """Rows of a reliability diagram, `before` and `after`."""
-    n: int
-    """Number of images."""
+    after: dict[str, float]  # loss, brier, ece and ece_equal_mass
+    reliability: dict[str, list[dict[str, Any]]]  # rows of a reliability diagram, `before` and `after`
+    n: int  # number of images
+    # Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images.
     ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the diagram."""
@@ -55,8 +50,7 @@ class CalibrationEffect:
 class MeasuredPoint(OperatingPoint):
     """An operating point measured on images that did not choose it, with the interval of its risk."""
 
-    risk_ci95: tuple[float, float]
-    """95 % interval of the share of errors among the answers, in 0..1."""
+    risk_ci95: tuple[float, float]  # 95 % interval of the share of errors among the answers, in 0..1
 
     def to_dict(self, n: int) -> dict[str, Any]:
         """For JSON: coverage of n images, and risk with its interval."""
@@ -75,20 +69,15 @@ class Abstention:
     """The effect of the abstention thresholds on these images."""
 
     rule: AbstentionRule
-    chosen_on: str
-    """The training split that chose the thresholds; empty where these images did."""
+    chosen_on: str  # the training split that chose the thresholds; empty where these images did
     estimated: MeasuredPoint | None
     uncorrected: MeasuredPoint | None
-    tested: MeasuredPoint | None
-    """The thresholds of the rule, measured on these images."""
+    tested: MeasuredPoint | None  # the thresholds of the rule, measured on these images
     aurc: float
     excess_aurc: float
-    curve: list[dict[str, Any]]
-    """Rows of the risk-coverage curve."""
-    n: int
-    """Number of images."""
-    unknown: int = 0
-    """Number of these images that the model calls unknown, and so does not answer."""
+    curve: list[dict[str, Any]]  # rows of the risk-coverage curve
+    n: int  # number of images
+    unknown: int = 0  # number of these images that the model calls unknown, and so does not answer
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without the curve."""
@@ -108,10 +97,8 @@ class Abstention:
 class ViewsEffect:
     """Test-time augmentation: the mean probability of several views, compared with the plain prediction."""
 
-    metrics: dict[str, float]
-    """accuracy, loss, brier and ece."""
-    comparison: McNemar
-    """The plain prediction is the first classifier."""
+    metrics: dict[str, float]  # accuracy, loss, brier and ece
+    comparison: McNemar  # the plain prediction is the first classifier
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.metrics, "against_plain": self.comparison.to_dict()}

@@ -46,10 +46,8 @@ class WeightedMetrics(Protocol):
     """Metrics of n images with weights (n, m); a metric is an array (m,), or (classes, m)."""
 
     n: int
-    group: np.ndarray | None
-    """(n,) int64: the group of each image, numbered from 0; None where the images come in none."""
-    rankings: int
-    """Sorted lists of n images that `ranking_metrics` goes through."""
+    group: np.ndarray | None  # (n,) int64: the group of each image, numbered from 0; None where the images come in none
+    rankings: int  # sorted lists of n images that `ranking_metrics` goes through
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
 
@@ -60,13 +58,10 @@ class WeightedMetrics(Protocol):
 class Resampled:
     """The metrics of a sample and of its bootstrap resamples."""
 
-    values: dict[str, np.ndarray]
-    """By name, of the sample: (), or (classes,)."""
-    metrics: dict[str, np.ndarray]
-    """By name: (resamples,), or (classes, resamples)."""
+    values: dict[str, np.ndarray]  # by name, of the sample: (), or (classes,)
+    metrics: dict[str, np.ndarray]  # by name: (resamples,), or (classes, resamples)
     resamples: int
-    ranking_resamples: int
-    """Resamples of the ranking metrics, which are expensive; 0 where they would take too long."""
+    ranking_resamples: int  # resamples of the ranking metrics, which are expensive; 0 where they would take too long
     groups: int | None
 
     def interval(self, name: str, label: int | None = None) -> Interval:

@@ -28,12 +28,9 @@ from linnaeus.metrics.selective import (
 from linnaeus.metrics.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 
 BINS = 15
-FEWEST_FITTING = 20
-"""Fewer images without copies in training than these fit no calibration: then all do."""
-MAX_SAMPLES = 10**8
-"""The largest number of calibration images that a model file may claim."""
-MAX_CANDIDATES = 10**6
-"""The largest number of models to choose from that a model file may claim."""
+FEWEST_FITTING = 20  # fewer images without copies in training than these fit no calibration: then all do
+MAX_SAMPLES = 10**8  # the largest number of calibration images that a model file may claim
+MAX_CANDIDATES = 10**6  # the largest number of models to choose from that a model file may claim
 FORMER_KEYS = {"error": "target_risk", "promised": "tested", "cautious": "uncorrected"}
 """Keys of the abstention rule in files of earlier versions -> their present names."""
 

@@ -45,8 +45,7 @@ from linnaeus.text import percent, percent_range
 FEW_CLASSES = 10
 """Up to this many classes, the top-5 accuracy is left out: it says little where five classes are half of all."""
 
-OPTIONAL = ("groups", "most_frequent")
-"""Figures that do not always exist."""
+OPTIONAL = ("groups", "most_frequent")  # figures that do not always exist
 CLASS_METRICS = ("precision", "recall", "f1", "roc_auc", "average_precision")
 
 
@@ -61,10 +60,9 @@ class Figures:
     top5: float | None
     balanced_accuracy: float
     loss: float
-    groups: int | None = None
-    """Number of groups; None where the images come in none."""
+    groups: int | None = None  # number of groups; None where the images come in none
+    # Images of the most frequent class, which is what a model that always answers it gets right.
     most_frequent: int | None = None
-    """Images of the most frequent class, which is what a model that always answers it gets right."""
 
     def to_dict(self) -> dict[str, Any]:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -163,13 +161,10 @@ class ClassMetrics:
     """The metrics of one class, or of one label where images may have several."""
 
     index: int
-    support: int
-    """Images with this label."""
-    predicted: int
-    """Images predicted as this class, or that are given this label."""
+    support: int  # images with this label
+    predicted: int  # images predicted as this class, or that are given this label
     correct: int
-    estimates: dict[str, Estimate]
-    """By the names of CLASS_METRICS."""
+    estimates: dict[str, Estimate]  # by the names of CLASS_METRICS
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -226,15 +221,12 @@ class Metrics:
 
     n: int
     correct: int
-    overall: dict[str, Estimate]
-    """By name, in the order in which they are shown."""
+    overall: dict[str, Estimate]  # by name, in the order in which they are shown
     classes: tuple[ClassMetrics, ...]
-    confusion: np.ndarray
-    """(classes, classes) int64 counts: rows are labels, columns predictions."""
+    confusion: np.ndarray  # (classes, classes) int64 counts: rows are labels, columns predictions
     resamples: int
     ranking_resamples: int
-    groups: int | None = None
-    """Number of groups; None where the images come in none."""
+    groups: int | None = None  # number of groups; None where the images come in none
 
     def __getitem__(self, name: str) -> Estimate:
         return self.overall[name]

@@ -27,25 +27,21 @@ class LabelAssessment:
 
     metrics: MultiLabelMetrics
     figures: LabelFigures
+    # (n, labels) bool: which labels each image is given; by what other images fitted where `cross_fitted`.
     decisions: np.ndarray
-    """(n, labels) bool: which labels each image is given; by what other images fitted where `cross_fitted`."""
     calibration: LabelCalibration
+    # Whether the decisions, and the figures `after`, come from what other images fitted, because these images fitted
+    # the model's.
     cross_fitted: bool
-    """Whether the decisions, and the figures `after`, come from what other images fitted, because these images fitted
-    the model's."""
     before: dict[str, float]
-    after: dict[str, float]
-    """loss and ece, without and with calibration."""
-    label_ece: dict[str, np.ndarray]
-    """(labels,) `before` and `after`: the calibration error of each label."""
+    after: dict[str, float]  # loss and ece, without and with calibration
+    label_ece: dict[str, np.ndarray]  # (labels,) `before` and `after`: the calibration error of each label
+    # Rows of a reliability diagram of all pairs of an image and a label, `before` and `after`.
     reliability: dict[str, list[dict[str, Any]]]
-    """Rows of a reliability diagram of all pairs of an image and a label, `before` and `after`."""
-    chance: float
-    """Mean average precision that a random order of the images has on average."""
-    n: int
-    """Number of images that `before`, `after`, `label_ece` and `reliability` are measured on."""
+    chance: float  # mean average precision that a random order of the images has on average
+    n: int  # number of images that `before`, `after`, `label_ece` and `reliability` are measured on
+    # Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images.
     ece_by_chance: tuple[float, float]
-    """Mean and 95th percentile of the calibration error of a perfectly calibrated model on as many images."""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary for JSON, without the labels and their co-occurrence."""

@@ -27,10 +27,8 @@ from linnaeus.metrics.stratification import stratified_label_folds
 from linnaeus.metrics.temperature import FOLDS, MAX_TEMPERATURE, MIN_TEMPERATURE, PRIOR_SAMPLES
 from linnaeus.text import first_few, percent, percent_range
 
-NEVER = 2.0
-"""A threshold above every probability: the label is never given."""
-MAX_OFFSET = 1000.0
-"""Beyond what logits from -50 to 50 ask for at MAX_SCALE."""
+NEVER = 2.0  # a threshold above every probability: the label is never given
+MAX_OFFSET = 1000.0  # beyond what logits from -50 to 50 ask for at MAX_SCALE
 MIN_SCALE, MAX_SCALE = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
 
 
@@ -38,20 +36,16 @@ MIN_SCALE, MAX_SCALE = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
 class LabelCalibration:
     """What was fitted for each label."""
 
-    split: str
-    """The split on which it was fitted."""
+    split: str  # the split on which it was fitted
     n: int
-    scale: np.ndarray
-    """(labels,) float64"""
-    offset: np.ndarray
-    """(labels,) float64"""
+    scale: np.ndarray  # (labels,) float64
+    offset: np.ndarray  # (labels,) float64
+    # (labels,) float64: the label is given from this calibrated probability on; NEVER where no threshold does.
     thresholds: np.ndarray
-    """(labels,) float64: the label is given from this calibrated probability on; NEVER where no threshold does."""
-    precision: float | None = None
-    """The precision that the thresholds reach on validation; None: they maximize F1."""
+    precision: float | None = None  # the precision that the thresholds reach on validation; None: they maximize F1
+    # (labels, 2) int64: how many validation images each threshold gives its label, and how many of these have it. None
+    # where they maximize F1, and in files of an earlier version.
     given: np.ndarray | None = None
-    """(labels, 2) int64: how many validation images each threshold gives its label, and how many of these have it. None
-    where they maximize F1, and in files of an earlier version."""
 
     @classmethod
     def fit(cls, outputs: Outputs, split: str, precision: float | None = None) -> LabelCalibration:

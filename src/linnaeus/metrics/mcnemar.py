@@ -20,8 +20,7 @@ from scipy.special import bdtr
 
 from linnaeus.metrics.intervals import NORMAL_QUANTILE, design_effect, wilson
 
-SIGNIFICANT = 0.05
-"""A smaller p is called significant."""
+SIGNIFICANT = 0.05  # a smaller p is called significant
 
 
 def significance(p: float) -> str:
@@ -37,10 +36,9 @@ class McNemar:
     both: int
     only_first: int
     only_second: int
+    # With groups: in how many of them the first, and the second, classifier got more images right.
     group_wins: tuple[int, int] | None = None
-    """With groups: in how many of them the first, and the second, classifier got more images right."""
-    effect: float = 1.0
-    """Design effect of the groups on the variance of the difference (`intervals.design_effect`)."""
+    effect: float = 1.0  # design effect of the groups on the variance of the difference (`intervals.design_effect`)
     z: float = NORMAL_QUANTILE
 
     @classmethod

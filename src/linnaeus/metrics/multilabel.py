@@ -33,8 +33,7 @@ from linnaeus.metrics.outputs import Outputs
 from linnaeus.metrics.roc import roc_estimates
 from linnaeus.text import percent
 
-UNCHOSEN = 0.5
-"""The threshold of every label before one is chosen on validation."""
+UNCHOSEN = 0.5  # the threshold of every label before one is chosen on validation
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ class LabelFigures:
     """The headline metrics of a set of images, without a bootstrap: cheap enough for every epoch. Shares in 0..1."""
 
     n: int
-    labels: int
-    """Number of labels that occur, over which `map` is averaged."""
-    map: float
-    """Mean average precision; 0 if no label occurs."""
+    labels: int  # number of labels that occur, over which `map` is averaged
+    map: float  # mean average precision; 0 if no label occurs
     subset_accuracy: float
     hamming_loss: float
     macro_f1: float
@@ -136,13 +133,10 @@ class MultiLabelMetrics:
     """All metrics of a set of images, overall and by label."""
 
     n: int
-    correct: int
-    """Images of which every decision is right."""
-    overall: dict[str, Estimate]
-    """By name, in the order in which they are shown."""
+    correct: int  # images of which every decision is right
+    overall: dict[str, Estimate]  # by name, in the order in which they are shown
     labels: tuple[ClassMetrics, ...]
-    together: np.ndarray
-    """As `co_occurrence` counts them."""
+    together: np.ndarray  # as `co_occurrence` counts them
     resamples: int
     ranking_resamples: int
     groups: int | None = None

@@ -25,10 +25,8 @@ from scipy.special import betaincinv
 
 from linnaeus.metrics.roc import area_interval, auc_influences, smaller_kind
 
-ACCEPTED = 0.95
-"""Share of known images that the thresholds accept."""
-ROUNDING = 1e-5
-"""The smallest threshold of a distance: below, it is rounding of float32."""
+ACCEPTED = 0.95  # share of known images that the thresholds accept
+ROUNDING = 1e-5  # the smallest threshold of a distance: below, it is rounding of float32
 CHUNK = 4096  # images compared with the references at a time
 
 
@@ -36,18 +34,13 @@ CHUNK = 4096  # images compared with the references at a time
 class Thresholds:
     """From where on an image is unknown, chosen on known images."""
 
-    distance: float | None
-    """An image at a larger distance is unknown; None where the model has no distance."""
-    probability: float
-    """An image is unknown where its most likely class is less probable."""
-    n: int
-    """Number of known images that chose the thresholds."""
-    accepted: int
-    """Number of these that they accept."""
-    target: float = ACCEPTED
-    """Share of known images to accept, in 0..1."""
+    distance: float | None  # an image at a larger distance is unknown; None where the model has no distance
+    probability: float  # an image is unknown where its most likely class is less probable
+    n: int  # number of known images that chose the thresholds
+    accepted: int  # number of these that they accept
+    target: float = ACCEPTED  # share of known images to accept, in 0..1
+    # Training images among the `n`, each scored by a model that had not seen it; the others are validation images.
     cross_validated: int = 0
-    """Training images among the `n`, each scored by a model that had not seen it; the others are validation images."""
 
     @property
     def few(self) -> bool:

@@ -14,14 +14,12 @@ class Outputs:
     The properties below are computed on each access; keep them in a variable where they are used more than once.
     """
 
-    labels: np.ndarray
-    """(n,) int64; or (n, classes) bool where an image may have several labels."""
-    logits: np.ndarray
-    """(n, classes) float32, or float64 once divided by a temperature."""
+    labels: np.ndarray  # (n,) int64; or (n, classes) bool where an image may have several labels
+    logits: np.ndarray  # (n, classes) float32, or float64 once divided by a temperature
+    # (n,) int64: images with the same number belong together, such as the images of one patient. None: no groups.
     groups: np.ndarray | None = None
-    """(n,) int64: images with the same number belong together, such as the images of one patient. None: no groups."""
+    # (n,) cosine distance from what the model was trained on; None where the model has no references.
     distances: np.ndarray | None = None
-    """(n,) cosine distance from what the model was trained on; None where the model has no references."""
 
     @property
     def several(self) -> bool:

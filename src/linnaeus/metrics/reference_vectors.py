@@ -6,8 +6,7 @@ import numpy as np
 
 from linnaeus.metrics.ood import unit
 
-MOST_BYTES = 2 << 20
-"""Size of a reference set in float16."""
+MOST_BYTES = 2 << 20  # size of a reference set in float16
 MOST_VECTORS = 2048
 """Centers at most. A network trained on digits from scratch has few features, in which classes lie close together, so
 that coarse centers cover other images too: of 1,330 flower photographs 5.3 % were let through with 241 centers and

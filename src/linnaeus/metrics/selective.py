@@ -60,18 +60,13 @@ class RiskCoverageCurve:
     """
 
     n: int
-    thresholds: np.ndarray
-    """(k,) float64, falling."""
-    answered: np.ndarray
-    """(k,) int64."""
-    wrong: np.ndarray
-    """(k,) int64."""
-    grouped: bool = False
-    """Whether the images come in groups, which rules out the test."""
+    thresholds: np.ndarray  # (k,) float64, falling
+    answered: np.ndarray  # (k,) int64
+    wrong: np.ndarray  # (k,) int64
+    grouped: bool = False  # whether the images come in groups, which rules out the test
+    # Number of models from which these images chose this one; None: unknown, which rules out the test too.
     candidates: int | None = 1
-    """Number of models from which these images chose this one; None: unknown, which rules out the test too."""
-    unknown: int = 0
-    """Number of images beside the n that the model calls unknown, and so does not answer."""
+    unknown: int = 0  # number of images beside the n that the model calls unknown, and so does not answer
 
 
 def is_unsure(probability: float, threshold: float) -> bool:

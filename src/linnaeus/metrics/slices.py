@@ -25,12 +25,9 @@ class Slice:
     value: str
     n: int
     correct: int
-    interval: tuple[float, float]
-    """95 % interval of the accuracy; it respects groups."""
-    difference: float
-    """Accuracy minus that of all other images, in -1..1; NaN where there are none."""
-    p: float
-    """Corrected p-value of the difference, two-sided; 1 where there are no other images."""
+    interval: tuple[float, float]  # 95 % interval of the accuracy; it respects groups
+    difference: float  # accuracy minus that of all other images, in -1..1; NaN where there are none
+    p: float  # corrected p-value of the difference, two-sided; 1 where there are no other images
 
     @property
     def accuracy(self) -> float:

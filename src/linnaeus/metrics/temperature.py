@@ -20,8 +20,7 @@ from linnaeus.metrics.outputs import Outputs
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 100.0
 """Range of the fit. Logits that need a temperature outside it are broken, and no single number repairs them."""
-PRIOR_SAMPLES = 10.0
-"""Pseudo-count of perfectly calibrated images: a prior that regularizes the fit on small sets."""
+PRIOR_SAMPLES = 10.0  # pseudo-count of perfectly calibrated images: a prior that regularizes the fit on small sets
 FOLDS = 5
 
 

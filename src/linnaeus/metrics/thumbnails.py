@@ -15,15 +15,13 @@ import numpy as np
 from linnaeus.metrics.ood import distances, unit
 from linnaeus.metrics.reference_vectors import reference_vectors
 
-SIDE = 8
-"""Pixels a side of a thumbnail."""
+SIDE = 8  # pixels a side of a thumbnail
 LARGEST_SIZE = 64
 """Input size of the networks whose images are compared: reading larger ones takes long, and they are photos."""
 SAME_CLASS = 0.8
 """Share of validation images whose nearest training thumbnail must have their class. It was 98 % on scikit-learn's
 digits, 92 % on MNIST, 31 % on CIFAR-10 and 33 % on 16 kinds of flowers."""
-MOST = 512
-"""Centers of thumbnails: the model file should hold no images of the training."""
+MOST = 512  # centers of thumbnails: the model file should hold no images of the training
 IMAGES_PER_CENTER = 4
 QUANTILE = 0.95
 
@@ -32,10 +30,8 @@ QUANTILE = 0.95
 class Thumbnails:
     """Centers of the thumbnails of the training images, and how their distance counts beside that of the features."""
 
-    vectors: np.ndarray
-    """(k, SIDE * SIDE * channels) float16 of length 1."""
-    scale: float
-    """Factor on the distance that makes it comparable with that of the features."""
+    vectors: np.ndarray  # (k, SIDE * SIDE * channels) float16 of length 1
+    scale: float  # factor on the distance that makes it comparable with that of the features
 
     def farther(self, distance: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
         """The larger of the distance (n,) of features and that of `thumbnails` (n, SIDE * SIDE * channels)."""

@@ -44,23 +44,19 @@ MIN_HELD_OUT = 1000  # the 95 % interval of an accuracy is at most 3 percentage 
 class LinearProbe:
     """A linear head, and its quality on samples that were held out."""
 
-    weight: Tensor
-    """(classes, features), for features that are not standardized."""
-    bias: Tensor
-    """(classes,)"""
+    weight: Tensor  # (classes, features), for features that are not standardized
+    bias: Tensor  # (classes,)
     penalty: float
+    # Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit.
     losses: dict[float, float]
-    """Penalty -> mean cross-entropy on the held-out folds in nats, with the weights of the fit."""
+    # Penalty -> accuracy on the held-out samples; empty where there may be several labels.
     accuracies: dict[float, float]
-    """Penalty -> accuracy on the held-out samples; empty where there may be several labels."""
+    # (m,) int64, ascending: samples with a held-out prediction. All that some fold holds out, or the first fold.
     held_out: np.ndarray
-    """(m,) int64, ascending: samples with a held-out prediction. All that some fold holds out, or the first fold."""
+    # (m, classes): their predictions by the probe of the fold that held them out, at the chosen penalty.
     probabilities: np.ndarray
-    """(m, classes): their predictions by the probe of the fold that held them out, at the chosen penalty."""
-    folds: int
-    """Folds that were held out: FOLDS, or 1."""
-    training_logits: Tensor
-    """(n, classes): logits of each sample by this head, which has seen it."""
+    folds: int  # folds that were held out: FOLDS, or 1
+    training_logits: Tensor  # (n, classes): logits of each sample by this head, which has seen it
 
     @property
     def at_bound(self) -> bool:

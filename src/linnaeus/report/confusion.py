@@ -31,16 +31,12 @@ LABEL = 2.0  # inches at most for a class name
 class Matrix:
     """A matrix ready to be placed: counts, labels and sizes in inches."""
 
-    counts: np.ndarray
-    """(classes, classes) int64: rows true, columns predicted."""
-    support: np.ndarray
-    """(classes,) int64: images of each class, also those taken for a class that is not shown."""
+    counts: np.ndarray  # (classes, classes) int64: rows true, columns predicted
+    support: np.ndarray  # (classes,) int64: images of each class, also those taken for a class that is not shown
     names: list[str]
-    labels: list[str]
-    """The names as they fit; empty if there are too many classes."""
+    labels: list[str]  # the names as they fit; empty if there are too many classes
     cell: float
-    size: float
-    """Points, of a label."""
+    size: float  # points, of a label
     label_width: float
 
     @classmethod
@@ -78,8 +74,7 @@ class MatrixChart:
     classes: int
     left_out: int
     clustered: bool
-    width: float
-    """Natural width, CSS pixels."""
+    width: float  # natural width, CSS pixels
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], path: str | os.PathLike[str], *, title: str = "") -> str:

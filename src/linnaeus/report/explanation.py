@@ -47,11 +47,9 @@ class Examples:
 class Tiles:
     """The arrangement of example images; inches."""
 
-    across: int
-    """Images in a row."""
+    across: int  # images in a row
     side: float
-    labels: list[list[str]]
-    """The class name under each image, at most two lines."""
+    labels: list[list[str]]  # the class name under each image, at most two lines
 
     @classmethod
     def of(cls, examples: Examples, width: float, fonts: Fonts) -> Tiles:

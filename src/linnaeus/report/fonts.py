@@ -46,10 +46,8 @@ OTHER = ("Noto Sans", "Arial Unicode MS", "Segoe UI", "Noto Emoji", "Symbola", "
 class Fonts:
     """The fonts for a set of texts."""
 
-    families: list[str]
-    """matplotlib takes each glyph from the first family that has it."""
-    missing: str
-    """Characters that no font on this machine has, in the order of the texts."""
+    families: list[str]  # matplotlib takes each glyph from the first family that has it
+    missing: str  # characters that no font on this machine has, in the order of the texts
 
     @property
     def style(self) -> dict[str, Any]:

@@ -27,14 +27,11 @@ NEUTRAL = PRINT["line"]  # of the bar where the true class is not known
 class PredictedImage:
     """An image and its prediction."""
 
-    image: np.ndarray
-    """(H, W), (H, W, 1) or (H, W, 3) uint8."""
+    image: np.ndarray  # (H, W), (H, W, 1) or (H, W, 3) uint8
     predicted: str
     probability: float
-    true: str | None = None
-    """None if it is not known."""
-    note: str | None = None
-    """A word over the image, such as "unsure"."""
+    true: str | None = None  # None if it is not known
+    note: str | None = None  # a word over the image, such as "unsure"
 
     @property
     def correct(self) -> bool | None:

@@ -29,10 +29,8 @@ class DoubtfulLabel:
     image: Thumbnail | None
     label: str
     probability: str
-    true: str
-    """All labels of the image."""
-    given: str
-    """All labels that the model gives it."""
+    true: str  # all labels of the image
+    given: str  # all labels that the model gives it
 
 
 def label_values(run: RunContents, images: Thumbnails) -> dict[str, Any]:

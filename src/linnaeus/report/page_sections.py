@@ -22,8 +22,7 @@ CLASS_IMAGES, PER_CLASS = 320, 6  # images of classes on the page, and of one cl
 PREDICTIONS = 12  # images in a gallery
 FINDINGS, FINDING_IMAGES = 6, 60  # findings shown of each kind; images of all of them
 BAD_IMAGES = 20  # unreadable images that are named
-LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming_loss")
-"""Metrics without an upper bound of 1: they have no bar."""
+LOWER_IS_BETTER = ("loss", "brier", "ece", "hamming_loss")  # metrics without an upper bound of 1: they have no bar
 DECIMAL = ("loss", "brier", "macro_roc_auc", "macro_average_precision", "roc_auc", "average_precision")
 """Metrics that are not shown in percent."""
 PARTS = {

@@ -31,10 +31,8 @@ class ProbedBackbone:
     name: str
     accuracy: float
     interval: tuple[float, float]
-    milliseconds: float
-    """Time of the network for an image."""
-    on_front: bool
-    """Whether no other backbone is both more accurate and faster."""
+    milliseconds: float  # time of the network for an image
+    on_front: bool  # whether no other backbone is both more accurate and faster
 
 
 def probe_plot(backbones: Sequence[ProbedBackbone], title: str, says: str, path: str | os.PathLike[str]) -> str:

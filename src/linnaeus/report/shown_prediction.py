@@ -23,8 +23,7 @@ class ShownPrediction:
     probability: str
     probability_of_true: str
     correct: bool
-    verdict: str
-    """What the model answers instead: `unknown`, `unsure` or nothing."""
+    verdict: str  # what the model answers instead: `unknown`, `unsure` or nothing
 
 
 def shown_prediction(

@@ -37,8 +37,7 @@ class Slice:
     """The values that the trials drew for one key of the space."""
 
     key: str
-    values: Sequence[float]
-    """(trials,); for choices the position among `labels`."""
+    values: Sequence[float]  # (trials,); for choices the position among `labels`
     ends: tuple[float, float]
     log: bool = False
     labels: Sequence[str] = ()
@@ -49,15 +48,12 @@ class SweepImage:
     """The trials of a sweep that have a value, complete or pruned."""
 
     title: str
-    says: str
-    """The subtitle."""
-    measure: str
-    """accuracy, balanced accuracy, or loss"""
+    says: str  # the subtitle
+    measure: str  # accuracy, balanced accuracy, or loss
     numbers: Sequence[int]
     values: Sequence[float]
     pruned: Sequence[bool]
-    best: int
-    """Index of the best trial."""
+    best: int  # index of the best trial
     importances: dict[str, float] = field(default_factory=dict)
     slices: Sequence[Slice] = ()
 

@@ -39,8 +39,7 @@ StoredRow = Callable[[int], np.ndarray | None]
 class Thumbnail:
     """An image in the page."""
 
-    data: str
-    """A data: address."""
+    data: str  # a data: address
     side: int
     pixelated: bool
 
@@ -65,10 +64,9 @@ class Thumbnails:
     draw_heat: HeatMaps | None = None
     stored: StoredRow | None = None
     missing: str = ""
+    # (n,) uint64: the content hashes of the images in the run; others of the same names are not shown.
     contents: np.ndarray | None = None
-    """(n,) uint64: the content hashes of the images in the run; others of the same names are not shown."""
-    changed: int = 0
-    """Images that would have been shown so far, but are others than in the run."""
+    changed: int = 0  # images that would have been shown so far, but are others than in the run
     _decoded: dict[int, np.ndarray | None] = field(default_factory=dict)
 
     @cached_property

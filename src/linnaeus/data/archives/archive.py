@@ -28,8 +28,7 @@ from linnaeus.data.version import CHANGED, is_same, version_of
 from linnaeus.errors import UserError, visible
 
 SUFFIXES = (".zip", ".tar", *COMPRESSED)
-MOST_ENTRIES = 2_000_000
-"""More files make the index take over 1 GB of memory."""
+MOST_ENTRIES = 2_000_000  # more files make the index take over 1 GB of memory
 MOST_BYTES = 1 << 30  # of one file; as of an image
 LONGEST_NAME = 4096
 
@@ -46,21 +45,15 @@ class MemberError(UserError):
 class Archive:
     """The files of an archive by name; rows of the arrays are in the order of the archive."""
 
-    place: str
-    """Absolute path of the archive."""
-    data: str
-    """The file that holds the bytes: the archive, or the tar that it was decompressed to."""
-    stamp: tuple[int, ...]
-    """Version of `data`; reading fails once it differs."""
-    rows: np.ndarray
-    """(n,) of ROW."""
-    position: dict[str, int]
-    """Name of a file -> its row."""
-    folders: dict[str, list[str]]
-    """Name of a folder ("" for the top) -> the names in it, sorted."""
+    place: str  # absolute path of the archive
+    data: str  # the file that holds the bytes: the archive, or the tar that it was decompressed to
+    stamp: tuple[int, ...]  # version of `data`; reading fails once it differs
+    rows: np.ndarray  # (n,) of ROW
+    position: dict[str, int]  # name of a file -> its row
+    folders: dict[str, list[str]]  # name of a folder ("" for the top) -> the names in it, sorted
     notes: list[str] = field(default_factory=list)
+    # `data`, where it is a copy in the cache: open, it keeps its bytes when the cache evicts it.
     copy: BinaryIO | None = None
-    """`data`, where it is a copy in the cache: open, it keeps its bytes when the cache evicts it."""
 
     def stat(self, name: str) -> os.stat_result:
         """What os.stat says of a file; its time is its checksum, or that of the archive's version where it has none.

@@ -18,20 +18,13 @@ _FILES = LocalFiles()
 class ShardMembers:
     """n images in the tar files `places`, as `Table.members`."""
 
-    places: tuple[str, ...]
-    """Path or address of each shard."""
-    stamps: tuple[str, ...]
-    """Version of each shard: changes when its content may have changed."""
-    names: tuple[str, ...]
-    """Name of each image, unique in the source."""
-    shard: np.ndarray
-    """(n,) int32, an index into places."""
-    offset: np.ndarray
-    """(n,) int64, bytes from the start of the shard."""
-    sizes: np.ndarray
-    """(n,) int64, bytes."""
-    crc32: np.ndarray
-    """(n,) int64; -1 where it is unknown."""
+    places: tuple[str, ...]  # path or address of each shard
+    stamps: tuple[str, ...]  # version of each shard: changes when its content may have changed
+    names: tuple[str, ...]  # name of each image, unique in the source
+    shard: np.ndarray  # (n,) int32, an index into places
+    offset: np.ndarray  # (n,) int64, bytes from the start of the shard
+    sizes: np.ndarray  # (n,) int64, bytes
+    crc32: np.ndarray  # (n,) int64; -1 where it is unknown
 
     def __len__(self) -> int:
         return len(self.names)

@@ -29,18 +29,13 @@ class Member(NamedTuple):
     """A file in an archive."""
 
     name: str
-    offset: int
-    """Bytes from the start of the archive: to the file in a tar, to its header in a zip."""
-    packed: int
-    """Bytes in the archive."""
+    offset: int  # bytes from the start of the archive: to the file in a tar, to its header in a zip
+    packed: int  # bytes in the archive
     size: int
-    crc32: int = -1
-    """-1 where the archive has none."""
-    method: int = -1
-    """How it is packed, as in a zip; -1: a tar, whose files have no header of their own."""
+    crc32: int = -1  # -1 where the archive has none
+    method: int = -1  # how it is packed, as in a zip; -1: a tar, whose files have no header of their own
     is_folder: bool = False
-    is_legacy: bool = False
-    """Whether the encoding of its name is a guess."""
+    is_legacy: bool = False  # whether the encoding of its name is a guess
 
 
 class _LimitedFile:

@@ -15,8 +15,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 COPY = "data.tar"  # the file of an entry
 CHUNK = 1 << 20  # bytes
 STEP = 64 << 20  # bytes for which the cache makes room at a time
-RATIO = 200
-"""Bytes per compressed byte; the same limit as for a zip."""
+RATIO = 200  # bytes per compressed byte; the same limit as for a zip
 FREELY = 64 << 20  # bytes that any archive may have
 
 

@@ -13,8 +13,7 @@ from linnaeus.errors import UserError, visible
 
 STORED, DEFLATED, BZIP2 = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2
 NAMES = {9: "Deflate64", 14: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
-MOST_DIRECTORY = 256 << 20
-"""Bytes of the directory; `zipfile` holds it in memory."""
+MOST_DIRECTORY = 256 << 20  # bytes of the directory; `zipfile` holds it in memory
 SUSPICIOUS = 64 << 20  # bytes of one file from which its ratio is checked
 RATIO = 200
 """Bytes per packed byte of one large file, or of all together; photographs have 1, drawings without noise up to 100."""

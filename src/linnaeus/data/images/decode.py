@@ -94,8 +94,7 @@ class Header:
     width: int
     format: str
     progressive: bool
-    in_python: bool
-    """Whether Pillow's decoder for it is written in Python, and slow."""
+    in_python: bool  # whether Pillow's decoder for it is written in Python, and slow
 
 
 def decode(source: str | Path | bytes, *, channels: int = 3, at_least: int | None = None, bits: int = 16) -> np.ndarray:

@@ -172,12 +172,9 @@ def _bits(hashes: np.ndarray, start: int, width: int) -> np.ndarray:
 class _Band:
     """The database entries sorted by their value in one band."""
 
-    order: np.ndarray
-    """(m,) int32: entries by value."""
-    starts: np.ndarray
-    """(values + 1,) int32: where the entries of each value start in `order`."""
-    most: int
-    """Values with more entries are not looked up."""
+    order: np.ndarray  # (m,) int32: entries by value
+    starts: np.ndarray  # (values + 1,) int32: where the entries of each value start in `order`
+    most: int  # values with more entries are not looked up
 
     @classmethod
     def of(cls, values: np.ndarray, width: int) -> _Band:

@@ -26,13 +26,11 @@ RESAMPLING = {
 class RowSpec:
     """How an image becomes a row of the pixel store."""
 
-    size: int
-    """Pixels: the short side (crop), or the side of the square (squash, pad)."""
+    size: int  # pixels: the short side (crop), or the side of the square (squash, pad)
     fit: str = "crop"
     interpolation: str = "bilinear"
     channels: int = 3
-    bits: int = 16
-    """Used bits of 16-bit gray images, 8 to 16."""
+    bits: int = 16  # used bits of 16-bit gray images, 8 to 16
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -57,12 +55,9 @@ class UprightImage:
     """An upright image of mode RGB or L. Decoded at a reduced size, its last column and row may be partly empty."""
 
     image: Image.Image
-    size: tuple[int, int]
-    """Width and height at full size, in pixels"""
-    box: tuple[float, float, float, float]
-    """Left, top, right and bottom of the filled part of `image`, in its pixels"""
-    format: str = ""
-    """Format of the file, by Pillow's name: "JPEG", "PNG" …; empty for arrays"""
+    size: tuple[int, int]  # width and height at full size, in pixels
+    box: tuple[float, float, float, float]  # left, top, right and bottom of the filled part of `image`, in its pixels
+    format: str = ""  # format of the file, by Pillow's name: "JPEG", "PNG" …; empty for arrays
 
 
 def fit_row(array: np.ndarray, spec: RowSpec) -> np.ndarray:

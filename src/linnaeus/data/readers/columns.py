@@ -47,17 +47,14 @@ WORDS = SPLIT_NAMES | {"dev": "valid", "publictest": "valid", "privatetest": "te
 class LabelFormat:
     """What a recipe says of the labels in a CSV."""
 
-    task: str | None = None
-    """`single-label` or `multi-label`; None: as the cells show."""
-    separator: str | None = None
-    """Between the labels of a cell; None: as the cells show."""
+    task: str | None = None  # `single-label` or `multi-label`; None: as the cells show
+    separator: str | None = None  # between the labels of a cell; None: as the cells show
 
 
 AS_SHOWN = LabelFormat()
 
 
-Row = tuple[int, dict[str, str]]
-"""The line number, from 1, and the cells by column."""
+Row = tuple[int, dict[str, str]]  # the line number, from 1, and the cells by column
 
 
 def key(name: str) -> str:

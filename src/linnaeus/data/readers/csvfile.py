@@ -31,8 +31,7 @@ from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError
 from linnaeus.text import plain_cell
 
-SPLIT_FILE = "split.csv"
-"""Name of the split in a run folder; earlier versions wrote it without content hashes."""
+SPLIT_FILE = "split.csv"  # name of the split in a run folder; earlier versions wrote it without content hashes
 
 LABELS_CSV = ("path", "label", "provenance", "time")
 LABELS_TO_TRAIN = ("path", "label", "split", "group", "provenance")

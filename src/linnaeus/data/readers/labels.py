@@ -18,8 +18,7 @@ from linnaeus.errors import UserError
 SEPARATORS = ("|", ";", ",")
 SEVERAL = ("labels", "labelnames", "findinglabels", "findings", "tags", "attributes", "classes", "categories")
 """Names of columns that hold several labels."""
-NOTHING = ("none", "nofinding", "nofindings", "nolabel", "nolabels")
-"""Words in such a column that mean no label."""
+NOTHING = ("none", "nofinding", "nofindings", "nolabel", "nolabels")  # words in such a column that mean no label
 UNCERTAIN = ("-1", "-1.0", "u")
 MOST_TYPOS = 0.05
 """Share of the cells of a column of 0 and 1 that may be something else by mistake; of more, it means something else."""
@@ -30,14 +29,10 @@ SWITCH = "--set data.task=single-label"
 class Labels:
     """The labels of the rows of a CSV, as written."""
 
-    by_line: dict[int, tuple[str, ...]]
-    """Line number -> its label, or its labels, perhaps none."""
-    columns: tuple[str, ...]
-    """The columns that hold them."""
-    note: str = ""
-    """How they were read; empty where a column `label` holds them."""
-    several: bool = False
-    """Whether a row may have several labels."""
+    by_line: dict[int, tuple[str, ...]]  # line number -> its label, or its labels, perhaps none
+    columns: tuple[str, ...]  # the columns that hold them
+    note: str = ""  # how they were read; empty where a column `label` holds them
+    several: bool = False  # whether a row may have several labels
 
 
 def read_labels(

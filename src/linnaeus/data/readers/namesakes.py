@@ -9,8 +9,7 @@ from contextlib import suppress
 from linnaeus.data import tree
 from linnaeus.data.images.formats import IMAGE_SUFFIXES
 
-MOST_FOLDERS = 2000
-"""Folders that are looked through: enough for a folder per class, and seconds on a network drive."""
+MOST_FOLDERS = 2000  # folders that are looked through: enough for a folder per class, and seconds on a network drive
 
 
 def namesake(text: str, folder: str) -> str | None:

@@ -23,8 +23,7 @@ from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 
 Entry = tuple[int, str, str]  # line number in the list, path of the image, label
-SPLITS = {"train": "train", "valid": "val", "test": "test"}
-"""Our name of a split -> its name in the lists."""
+SPLITS = {"train": "train", "valid": "val", "test": "test"}  # our name of a split -> its name in the lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +31,9 @@ class Published:
     """The images of a benchmark."""
 
     title: str
-    parts: list[Rows]
-    """With the paths of images that are known to exist."""
-    names: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Class -> display name, where they differ."""
-    note: str = ""
-    """What the lists leave open."""
+    parts: list[Rows]  # with the paths of images that are known to exist
+    names: dict[str, str] = dataclasses.field(default_factory=dict)  # class -> display name, where they differ
+    note: str = ""  # what the lists leave open
 
 
 def open_published(source: str, path: Path, names: set[str]) -> Table | None:
