@@ -11,16 +11,20 @@ from unittest import mock
 import numpy as np
 import pytest
 from PIL import Image
+from scenes import scene
 from tiny import write_idx, write_images, write_label_sets, write_recipe
 
 import linnaeus
 from linnaeus.check.inspection import group_copies, inspect
 from linnaeus.console import Console
+from linnaeus.data.archives.members import ShardMembers
 from linnaeus.data.images.content import content_hash
+from linnaeus.data.readers.shardwriter import write_shards
 from linnaeus.data.sources import open_source
 from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
 from linnaeus.export.model_card import model_card
+from linnaeus.inference import perceptual
 from linnaeus.runs.history import read_history
 from linnaeus.sweeps.run import sweep
 from linnaeus.text import percent
@@ -143,7 +147,7 @@ def test_copies_merge_the_groups_of_a_column(tmp_path: Path):
 def test_arrays_have_no_copies_to_group(tmp_path: Path):
     from tiny import write_idx
 
-    with pytest.raises(UserError, match="this source holds arrays; remove the setting"):
+    with pytest.raises(UserError, match="because it holds arrays; remove the setting"):
         group_copies(open_source(write_idx(tmp_path / "idx")), QUIET)
 
 
@@ -290,3 +294,43 @@ def test_identical_arrays_in_two_splits_are_leaks(tmp_path: Path, say):
     said = say("evaluate", tmp_path / "run", source, "--split", "test")
     assert "6 of these 30 images have a copy in an earlier split" in said.err
     assert say("train", source, "--recipe", recipe, "--out", tmp_path / "strict", "--strict").status == 2
+
+
+@pytest.fixture
+def copied_shards(tmp_path: Path) -> Path:
+    """Shards of photographs; two of the validation images are in training too, one as it is, one encoded again."""
+    for split, seeds in (("train", range(12)), ("valid", (0, 1, 20, 21, 22, 23))):
+        for seed in seeds:
+            (folder := tmp_path / "photos" / split / str(seed % 2)).mkdir(parents=True, exist_ok=True)
+            quality = 80 if split == "valid" and seed == 1 else 95
+            scene(seed, 96, 80).save(folder / f"{seed:02}.jpg", quality=quality)
+    write_shards(open_source(tmp_path / "photos"), tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_splits_in_shards_are_compared_or_it_is_said(copied_shards: Path, monkeypatch: pytest.MonkeyPatch):
+    table = split_table(open_source(copied_shards), valid=0.2, test=0.0, seed=0)
+    found = inspect(table, QUIET)
+    assert len(found.leaked["valid"]) == 2
+    assert not any("only images of equal bytes" in line for line in found.warnings)
+    for attribute, value, reason in (
+        (perceptual, ("MOST_IN_SHARDS", 17), "it has more than 17 images"),
+        (ShardMembers, ("local", False), "its shards are not on this machine"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(attribute, *value)
+            found = inspect(table, QUIET)
+            assert len(found.leaked["valid"]) == 1
+            (line,) = (line for line in found.warnings if line.startswith("only images of equal bytes were searched"))
+            assert f"because the source is in shards and {reason}: such copies make the figures optimistic" in line
+            with pytest.raises(UserError, match=f"because {reason}; remove the setting"):
+                group_copies(table, QUIET)
+
+
+def test_copies_in_shards_can_be_kept_in_one_split(copied_shards: Path):
+    """Local shards are compared by their pixels, as files are."""
+    table = replace(open_source(copied_shards), split=np.full(18, "", "<U5"))
+    groups = group_copies(table, QUIET).groups
+    assert groups is not None
+    names = [name for name in groups if name]
+    assert sorted(names.count(name) for name in set(names)) == [2, 2]

@@ -17,7 +17,7 @@ from linnaeus.check.findings import summary_lines
 from linnaeus.console import Console
 from linnaeus.data.table import NEAR_DUPLICATES, SPLITS, Table
 from linnaeus.errors import UserError
-from linnaeus.inference.perceptual import RunHashes, comparable
+from linnaeus.inference.perceptual import RunHashes, comparable, why_not_compared
 from linnaeus.metrics.calibration import FEWEST_FITTING
 from linnaeus.metrics.multilabel import Headline
 from linnaeus.stores.contents import with_copies
@@ -57,10 +57,11 @@ class Inspection:
 
 def group_copies(table: Table, console: Console) -> Table:
     """`table` with copies grouped, so that no split separates them; existing groups that share a copy are merged."""
-    if table.paths is None:
+    if not comparable(table):
+        why = why_not_compared(table) or "it holds arrays"
         raise UserError(
-            f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" compares image files, but this source holds '
-            "arrays; remove the setting"
+            f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" compares images by their pixels, which is not '
+            f"done here because {why}; remove the setting"
         )
     # Scenes too: what a model learns from one shot of a scene helps with the others.
     return merge_groups(table, near_duplicates(table, console=console).groups())
@@ -87,6 +88,11 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
             f"{len(samples):,} of {len(table.where(split)):,} {split} images are in an earlier split too"
             for split, samples in leaked.items()
         ]
+        if why := why_not_compared(table):
+            warnings.append(
+                f"only images of equal bytes were searched for across the splits, not altered copies (scaled, encoded "
+                f"again, cropped), because the source is in shards and {why}: such copies make the figures optimistic"
+            )
         return Inspection({}, warnings, leaked=leaked)
     result = check_table(table, weights="stored", console=console, builder=builder)
     warnings = summary_lines(result.findings)

@@ -167,6 +167,14 @@ def comparable(table: Table) -> bool:
     return table.images is None and (members is None or (members.local and len(members) <= MOST_IN_SHARDS))
 
 
+def why_not_compared(table: Table) -> str:
+    """Why images in shards are not compared by their pixels; empty where they are, and for arrays."""
+    members = table.members
+    if members is None or comparable(table):
+        return ""
+    return "its shards are not on this machine" if not members.local else f"it has more than {MOST_IN_SHARDS:,} images"
+
+
 def statistics_of_table(table: Table) -> ImageStatistics:
     """The statistics of images, each decoded once and then cached; of small arrays only the hash of the pixels."""
     if table.images is None or min(table.images.shape[1:3]) >= MIN_SIDE:
