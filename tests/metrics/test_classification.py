@@ -283,3 +283,13 @@ def test_a_single_image():
 @pytest.mark.long
 def test_ten_thousand_images_of_a_hundred_classes_get_intervals_of_their_rankings():
     assert compute_metrics(outputs(10_000, 100)).ranking_resamples == 200
+
+
+def test_a_perfect_ranking_has_an_average_precision_of_exactly_one():
+    """Rounded to 0.9999999999999999, it had no interval: the exact bound is that of 1."""
+    for n in range(1, 80):
+        positive, weights = np.arange(100) < n, np.random.default_rng(n).integers(1, 4, (100, 5)).astype(np.float32)
+        assert (average_precision(-np.arange(100.0), positive, weights) == 1).all()
+    labels = np.arange(60) % 2
+    found = compute_metrics(Outputs(labels, np.eye(2)[labels] * np.linspace(1, 2, 60)[:, None]))
+    assert [each["average_precision"].ci95 is None for each in found.classes] == [False, False]

@@ -255,7 +255,8 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndar
     hits = np.add.reduceat(weights[rows], _segment_starts(tie[positive]), axis=0, dtype=np.float64)  # (ties, m)
     true_positives = np.cumsum(hits, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision: np.ndarray = (hits / true_positives[-1] * np.nan_to_num(true_positives / cumulative[segment])).sum(0)
+        # Divided last: of a perfect ranking the terms are whole numbers, and their sum has no rounding error.
+        precision: np.ndarray = (hits * np.nan_to_num(true_positives / cumulative[segment])).sum(0) / true_positives[-1]
     return precision
 
 
