@@ -61,6 +61,9 @@ def test_folds_are_not_used_and_that_is_reported(tmp_path: Path):
     table = open_source(write(tmp_path, "path,label,fold", "x,0", "y,1", "x,0", "y,1"))
     assert set(table.split) == {""}
     assert "column 'fold' ('0', '1') is not used" in table.notes[0]
+    path = tmp_path / "all.csv"
+    path.write_text(path.read_text().replace("fold", "is_valid").replace("x,0", "x,2"))
+    assert "column 'is_valid' ('1', '2') is not used" in open_source(path).notes[0]
 
 
 def test_two_columns_that_name_the_split(tmp_path: Path):

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry, generate_latest
 from served import OCTETS, Client, client, png
 from tiny import GRAY, mini, write_tiny_model
 
 from linnaeus.inference.classifier import Classifier, load
 from linnaeus.metrics.ood import Thresholds, unit
 from linnaeus.modelfile.unknown import UnknownDetector
-from linnaeus.serve.score_metrics import CONFIDENCE_BINS, DISTANCE_BINS, Quantiles
+from linnaeus.serve.score_metrics import CONFIDENCE_BINS, DISTANCE_BINS, Quantiles, ScoreMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
 SAMPLE = re.compile(r"^(linnaeus_\w+?)(?:\{(.*?)\})? ([\d.e+-]+)$", re.MULTILINE)
@@ -76,6 +77,17 @@ def test_a_model_that_cannot_tell_has_its_confidence_alone(classifier: Classifie
     assert values(text, "linnaeus_confidence_count") == {"": 1}
     assert "linnaeus_distance" not in text
     assert "linnaeus_unknown" not in text
+
+
+def test_an_export_without_the_distance_expects_no_share_of_unknown_images():
+    """That of validation is by both scores; by the probability alone, fewer images are unknown."""
+    for has_distance in (True, False):
+        ScoreMetrics(registry := CollectorRegistry(), Thresholds(0.05, 0.2, 20, 19), has_distance)
+        text = generate_latest(registry).decode()
+        assert values(text, "linnaeus_unknown_probability") == {"": 0.2}
+        assert bool(values(text, "linnaeus_unknown_expected")) == has_distance
+    ScoreMetrics(registry := CollectorRegistry(), Thresholds(None, 0.2, 20, 19), False)
+    assert values(generate_latest(registry).decode(), "linnaeus_unknown_expected")[""] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("edges", [CONFIDENCE_BINS, DISTANCE_BINS], ids=["confidence", "distance"])

@@ -144,6 +144,15 @@ def test_predict_and_evaluate_agree_with_the_run(run: Path, say, tmp_path: Path)
     assert "several labels, for which nothing is called unknown; leave out --outside" in refused.err
 
 
+def test_labels_that_no_image_of_a_source_has_are_named(run: Path, say, tmp_path: Path):
+    """Where only some of the labels were looked for, the figures over all labels are wrong."""
+    source = write_label_sets(tmp_path / "data", 30, labels=2, seed=8)
+    said = say("evaluate", run, source, *CPU)
+    assert said.status == 0, said.err
+    assert f"no image of {source} has the labels 'p2', 'p3': each counts as an image without; if nobody " in said.err
+    assert "each counts as" not in say("evaluate", run, run.parent / "data" / "all.csv", *CPU).err
+
+
 def test_thresholds_that_reach_a_precision(run: Path, tmp_path: Path):
     source = run.parent / "data" / "all.csv"
     recipe = write_recipe(tmp_path / "r.toml", SOLVED)

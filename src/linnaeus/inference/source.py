@@ -57,6 +57,7 @@ class LabeledImages:
     validation: LabeledImages | None = None  # images that were asked for and chose the model, kept apart
     unfinished: bool = False  # whether the training of the model was stopped before its end
     called_differently: str = ""  # classes that the source shows under another name than the model
+    absent_labels: str = ""  # labels of the model that no image of the source has
 
     @property
     def selected_on(self) -> bool:
@@ -92,8 +93,7 @@ class LabeledImages:
             lines.append(f"{left_out}; {n:,} are measured")
         elif chosen:
             lines.append(f"the model was {used} on these images: {optimistic}")
-        if self.called_differently:
-            lines.append(self.called_differently)
+        lines += [line for line in (self.called_differently, self.absent_labels) if line]
         if self.contradicting:
             lines.append(
                 f"{self.contradicting:,} of {n:,} images have an exact copy with a different label, so one of the "
@@ -186,7 +186,8 @@ def load_labeled_images(about: ModelFile, path: Path, source: Any, split: str | 
     if len(chosen.validation):
         apart = _decode(about, known, "valid", chosen.validation, name)
     images = replace(images, recognized_by=known.basis, total=chosen.total, training=chosen.training)
-    return replace(images, validation=apart, called_differently=called)
+    absent = _absent_labels(about, name, known.table)
+    return replace(images, validation=apart, called_differently=called, absent_labels=absent)
 
 
 def _decode(about: ModelFile, known: KnownImages, split: str, indices: np.ndarray, source: str) -> LabeledImages:
@@ -254,6 +255,17 @@ def _check_classes(about: ModelFile, source: str, classes: tuple[str, ...]) -> N
     raise UserError(
         f"{source}: the model does not know {listed(unknown, 20)}{did_you_mean(unknown[0], about.classes)}{others}; "
         "rename the classes that are the same, and leave out the others"
+    )
+
+
+def _absent_labels(about: ModelFile, source: str, table: Table) -> str:
+    """One line if no image of the source has some of the labels of a model for several; else ""."""
+    absent = [name for name in about.classes if name not in table.classes]
+    if not table.several or not absent:
+        return ""
+    return (
+        f"no image of {source} has the label{'s' * (len(absent) > 1)} {listed(absent, 5)}: each counts as an image "
+        "without; if nobody looked for them, the figures over all labels are wrong, and those of each other label hold"
     )
 
 

@@ -67,9 +67,11 @@ class ScoreMetrics:
             return
         minimum = "Images with a lower probability are unknown."
         Gauge("linnaeus_unknown_probability", minimum, registry=registry).set(limits.probability)
+        if limits.distance is not None and not has_distance:
+            return  # by the probability alone, fewer images are unknown than those of validation
         share = "Share of the validation images that are unknown; similar images should have about the same share."
         Gauge("linnaeus_unknown_expected", share, registry=registry).set(1 - limits.accepted / limits.n)
-        if limits.distance is None or not has_distance:
+        if limits.distance is None:
             return
         distance = "Cosine distance from the training images"
         Gauge("linnaeus_unknown_distance", "Images at a larger distance are unknown.", registry=registry).set(

@@ -145,7 +145,8 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
         splits = [_flagged(file, line, {name: cells[name] for name in flags}) for line, cells in rows]
     else:
         # A column with a value of its own for every row is not a split, so it is not worth a note.
-        unused = [name for name in values if key(name) in SPLIT and 1 < len(values[name]) < max(3, len(rows))]
+        words = {*SPLIT, *FLAGS}
+        unused = [name for name in values if key(name) in words and 1 < len(values[name]) < max(3, len(rows))]
         return [""] * len(rows), [
             f"{file.name}: column {name!r} ({listed(sorted(values[name]))}) is not used; to split by it, add a column "
             "split with train, valid or test"
