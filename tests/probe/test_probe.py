@@ -20,6 +20,7 @@ from linnaeus.console import Console
 from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.table import Table
 from linnaeus.errors import JobError, UnknownNameError, UserError
+from linnaeus.files import SCRATCH
 from linnaeus.metrics.stratification import stratified_folds
 from linnaeus.modelfile.safetensors import ModelFile, write_model
 from linnaeus.models.linear_probe import fit_linear_probe
@@ -302,6 +303,14 @@ def test_recommended_backbones_exist_and_permit_any_use():
 def test_keys_that_a_probe_does_not_use_are_refused(key: str, place: Path):
     with pytest.raises(UserError, match=f"--set {key}: a probe solves a linear head"):
         run(place, "A", settings={key: 1})
+
+
+def test_what_a_killed_probe_has_left_is_removed(place: Path, tmp_path: Path):
+    left = tmp_path / "out" / f"{SCRATCH}abcd1234"
+    left.mkdir(parents=True)
+    (left / "probe.json").write_text("{")
+    run(place, "A", out=left.parent)
+    assert not left.exists()
 
 
 def test_results_of_others_are_not_overwritten(place: Path, tmp_path: Path):

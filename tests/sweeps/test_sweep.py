@@ -21,9 +21,11 @@ from linnaeus.cache import Cache
 from linnaeus.console import Console
 from linnaeus.errors import JobError, UserError
 from linnaeus.export.model_card import model_card
+from linnaeus.files import SCRATCH
 from linnaeus.recipe import load_recipe
 from linnaeus.runs.parsing import read_metrics
 from linnaeus.sweeps import run as sweeps
+from linnaeus.sweeps.results import SweepFolder
 from linnaeus.sweeps.space import Choices, Interval, Space
 from linnaeus.sweeps.study import Study
 from linnaeus.text import percent
@@ -189,6 +191,14 @@ def test_a_folder_of_another_sweep_is_rejected(source: Path, recipe: str, tmp_pa
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds 'notes\.txt' but no sweep"):
         sweeps.sweep(source, recipe, LR, trials=1, out=tmp_path / "full", device="cpu", console=QUIET)
+
+
+def test_what_a_killed_sweep_has_left_is_removed(tmp_path: Path):
+    left = tmp_path / "out" / f"{SCRATCH}abcd1234"
+    left.mkdir(parents=True)
+    (left / "sweep.json").write_text("{")
+    SweepFolder.create(left.parent, "tiny")
+    assert not left.exists()
 
 
 def test_a_failed_trial_does_not_end_the_sweep(source: Path, recipe: str, tmp_path: Path):

@@ -23,7 +23,7 @@ from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.distributed.engine import Engine
 from linnaeus.errors import JobError, UserError
-from linnaeus.files import disk_errors, numbered, read_object
+from linnaeus.files import disk_errors, numbered, read_object, remove_scratch
 from linnaeus.inference.membership import held_in, images_of_weights
 from linnaeus.models.weights.store import local_backbones
 from linnaeus.probe.backbones import Backbone, Candidate, load_backbone, parse_backbones
@@ -130,6 +130,7 @@ def _folder(out: str | Path | None) -> Path:
         raise UserError(f"{path}: is a file; choose another --out")
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+        remove_scratch(path)
         if any(path.iterdir()) and "backbones" not in read_object(path / PROBE_JSON):
             raise UserError(f"{path}: is not empty, and holds no {PROBE_JSON} of a probe to replace; choose another")
     return path

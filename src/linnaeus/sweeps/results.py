@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from linnaeus._version import __version__
 from linnaeus.console import duration
 from linnaeus.errors import UserError
-from linnaeus.files import csv_file, disk_errors, numbered, write_text
+from linnaeus.files import csv_file, disk_errors, numbered, remove_scratch, write_text
 from linnaeus.metrics.multilabel import Headline, read_headline
 from linnaeus.recipe import Recipe
 from linnaeus.sweeps.space import Dimension, Interval, Space
@@ -53,6 +53,7 @@ class SweepFolder:
                 if path.exists() and not path.is_dir():
                     raise UserError(f"{path}: is a file, not a folder; choose another --out")
                 path.mkdir(parents=True, exist_ok=True)
+                remove_scratch(path)
                 names = sorted(p.name for p in path.iterdir() if p.name != ".lock")
             if names and "sweep.json" not in names:
                 raise UserError(f"{path}: holds {names[0]!r} but no sweep; choose another --out, or empty the folder")
