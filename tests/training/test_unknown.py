@@ -22,6 +22,7 @@ from linnaeus.errors import UserError
 from linnaeus.inference.classifier import load
 from linnaeus.inference.evaluate import evaluate_model
 from linnaeus.inference.runners import Scores, network_scores
+from linnaeus.metrics.ood import auroc
 from linnaeus.metrics.reference_vectors import MOST_BYTES
 from linnaeus.modelfile.safetensors import ModelFile, read_model, write_model
 from linnaeus.modelfile.unknown import REFERENCES, THUMBNAILS
@@ -315,6 +316,31 @@ def test_images_of_no_class_are_measured_separately(run: Run, say, tmp_path: Pat
     assert (far["n"], far["known"]) == (40, 60)
     assert far["let_through"] <= 4 < same["let_through"]
     assert same["known_accepted"] / 60 > 0.8
+
+
+def test_copies_of_outside_images_narrow_no_interval(run: Run, say, tmp_path: Path):
+    """One image of noise in forty files is one image."""
+    from PIL import Image
+
+    (tmp_path / "far").mkdir()
+    for i in range(40):
+        Image.fromarray(noise(1)[0]).save(tmp_path / "far" / f"{i}.png")
+    said = say("evaluate", run.path, run.path.parent / "idx", "--outside", tmp_path / "far", "--json", tmp_path / "r")
+    assert said.status == 0, said.err
+    assert f"{tmp_path / 'far'}: 39 of its 40 images repeat another one: intervals count each image once" in said.err
+    (far,) = json.loads((tmp_path / "r").read_text())["outside"]
+    assert (far["n"], far["let_through"], far["let_through_ci95"]) == (40, 0, [0.0, 1.0])
+    assert far["scores"]["combined"]["auroc_ci95"][0] < 0.1
+
+
+def test_groups_of_known_images_widen_the_interval_of_an_area():
+    generator = np.random.default_rng(0)
+    known, unknown = generator.normal(size=60), generator.normal(1, size=60)
+    apart, grouped = auroc(known, unknown), auroc(np.repeat(known, 5), unknown, np.repeat(np.arange(60), 5))
+    assert grouped[0] == apart[0]
+    assert grouped[1] == pytest.approx(apart[1], abs=0.01)
+    ignored = auroc(np.repeat(known, 5), unknown)
+    assert np.ptp(ignored[1]) < 0.9 * np.ptp(grouped[1])
 
 
 def test_folders_of_outside_images_are_measured_apart(run: Run, say, tmp_path: Path):

@@ -21,10 +21,10 @@ from linnaeus.inference.evaluate import Evaluation
 from linnaeus.inference.inputs import expand
 from linnaeus.inference.membership import Membership, held_in
 from linnaeus.inference.perceptual import RunHashes, comparable, statistics_of_table
-from linnaeus.metrics.intervals import wilson
-from linnaeus.metrics.ood import Thresholds, auroc, combined_scores, false_positive_rate
+from linnaeus.metrics.intervals import proportion_interval
+from linnaeus.metrics.ood import Thresholds, auroc, combined_scores, passes_as_known
 from linnaeus.modelfile.unknown import UnknownDetector
-from linnaeus.stores.contents import HashedImages
+from linnaeus.stores.contents import HashedImages, with_copies
 from linnaeus.text import align, fraction, fraction_range, percent, percent_range, shorten
 
 MOST_KINDS, NAME = 20, 24  # folders on the terminal, and columns of their names
@@ -37,10 +37,7 @@ class ImageScores:
 
     distance: np.ndarray | None  # (n,); None where the model has no distance
     probability: np.ndarray  # (n,) of the most likely class
-
-    def take(self, rows: np.ndarray) -> ImageScores:
-        """The scores of some images, selected by a boolean mask (n,)."""
-        return ImageScores(None if self.distance is None else self.distance[rows], self.probability[rows])
+    groups: np.ndarray | None  # (n,) int64: images of a group, and copies, share a number; None where each is its own
 
     def columns(self) -> dict[str, np.ndarray]:
         """Score -> (n,), larger for images that are less known."""
@@ -48,28 +45,53 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
+class Share:
+    """`count` of n images, and the 95 % interval of their share."""
+
+    count: int
+    n: int
+    ci95: tuple[float, float]
+
+    @classmethod
+    def of(cls, hits: np.ndarray, groups: np.ndarray | None) -> Share:
+        """Those that are `hits`, (n,) bool, of images in these groups, (n,) int64."""
+        return cls(int(hits.sum()), len(hits), proportion_interval(hits, groups))
+
+    @property
+    def value(self) -> float:
+        return self.count / self.n
+
+    def as_let_through(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "let_through": self.count,
+            "let_through_share": self.value,
+            "let_through_ci95": list(self.ci95),
+        }
+
+
+@dataclass(frozen=True)
 class Kind:
     """The images of one folder among those of none of the classes."""
 
     name: str
-    n: int
-    let_through: int
+    let_through: Share
     area: float  # AUROC of both scores together, against all known images
     area_interval: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "kind": self.name,
-            "n": self.n,
-            **_let_through(self.let_through, self.n),
+            "n": self.let_through.n,
+            **self.let_through.as_let_through(),
             "auroc": self.area,
             "auroc_ci95": list(self.area_interval),
         }
 
     def row(self) -> tuple[str, ...]:
-        shares = percent(self.let_through / self.n), percent_range(wilson(self.let_through, self.n))
+        of = self.let_through
         area = fraction(self.area, 4), fraction_range(*self.area_interval, 4)
-        return shorten(self.name, NAME), str(self.n), str(self.let_through), *shares, *area
+        return shorten(self.name, NAME), str(of.n), str(of.count), percent(of.value), percent_range(of.ci95), *area
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +99,11 @@ class Outside:
     """Images of none of the classes, compared with known ones."""
 
     source: str
-    n: int
-    known: int
-    let_through: int  # images that the model takes for one of its classes, at its own thresholds
-    known_accepted: int
+    let_through: Share  # images that the model takes for one of its classes, at its own thresholds
+    known_accepted: Share
     areas: dict[str, tuple[float, tuple[float, float]]]  # score -> AUROC with its 95 % interval
     # Score -> share of outside images let through where 95 % of the known images are accepted.
-    false_positives: dict[str, float]
+    false_positives: dict[str, Share]
     # Folder by folder, those of which most is let through first; empty for the images of a single folder.
     kinds: tuple[Kind, ...]
 
@@ -99,22 +119,21 @@ class Outside:
             for scores in columns:
                 scores["combined"] = combined_scores(base, [*scores.values()])
         inside, other = columns
-        limits, score = thresholds, [*inside][-1]
-        through = ~limits.unknown(outside.distance, outside.probability)
+        score, groups = [*inside][-1], outside.groups
+        through = ~thresholds.unknown(outside.distance, outside.probability)
         results = []
         for name in sorted(set(kinds), key=natural_key) if len(set(kinds)) > 1 else []:
             rows = np.array([kind == name for kind in kinds])
-            both = inside[score], other[score][rows]
-            results.append(Kind(name, int(rows.sum()), int(through[rows].sum()), *auroc(*both)))
+            of_rows = None if groups is None else groups[rows]
+            area = auroc(inside[score], other[score][rows], known.groups, of_rows)
+            results.append(Kind(name, Share.of(through[rows], of_rows), *area))
         return cls(
             source,
-            len(outside.probability),
-            len(known.probability),
-            int(through.sum()),
-            int((~limits.unknown(known.distance, known.probability)).sum()),
-            {name: auroc(inside[name], other[name]) for name in inside},
-            {name: false_positive_rate(inside[name], other[name]) for name in inside},
-            tuple(sorted(results, key=lambda kind: -kind.let_through / kind.n)),
+            Share.of(through, groups),
+            Share.of(~thresholds.unknown(known.distance, known.probability), known.groups),
+            {name: auroc(inside[name], other[name], known.groups, groups) for name in inside},
+            {name: Share.of(passes_as_known(inside[name], other[name]), groups) for name in inside},
+            tuple(sorted(results, key=lambda kind: -kind.let_through.value)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,35 +141,35 @@ class Outside:
             name: {
                 "auroc": area,
                 "auroc_ci95": list(interval),
-                "fpr_at_95_tpr": self.false_positives[name],
-                "fpr_at_95_tpr_ci95": list(wilson(round(self.false_positives[name] * self.n), self.n)),
+                "fpr_at_95_tpr": self.false_positives[name].value,
+                "fpr_at_95_tpr_ci95": list(self.false_positives[name].ci95),
             }
             for name, (area, interval) in self.areas.items()
         }
         return {
             "source": self.source,
-            "n": self.n,
-            "known": self.known,
-            **_let_through(self.let_through, self.n),
-            "known_accepted": self.known_accepted,
-            "known_accepted_ci95": list(wilson(self.known_accepted, self.known)),
+            "n": self.let_through.n,
+            "known": self.known_accepted.n,
+            **self.let_through.as_let_through(),
+            "known_accepted": self.known_accepted.count,
+            "known_accepted_ci95": list(self.known_accepted.ci95),
             "scores": scores,
             "kinds": [kind.to_dict() for kind in self.kinds],
         }
 
     def render(self) -> str:
-        interval_through = percent_range(wilson(self.let_through, self.n))
+        through, known = self.let_through, self.known_accepted
         rows = [("", "AUROC", "95 % interval", "let through at 95 % accepted")]
         for name, (area, interval) in self.areas.items():
-            share = percent(self.false_positives[name])
+            share = percent(self.false_positives[name].value)
             rows.append((TITLES[name], fraction(area, 4), fraction_range(*interval, 4), share))
         return "\n".join(
             [
-                f"outside {self.source}: {counted(self.n, 'image')} of none of the classes, against {self.known:,} "
+                f"outside {self.source}: {counted(through.n, 'image')} of none of the classes, against {known.n:,} "
                 "known ones",
-                f"  let through  {percent(self.let_through / self.n)} ({self.let_through} of {self.n}, 95 % interval "
-                f"{interval_through}), where {percent(self.known_accepted / self.known)} of the known "
-                f"images are accepted ({self.known_accepted} of {self.known})",
+                f"  let through  {percent(through.value)} ({through.count} of {through.n}, 95 % interval "
+                f"{percent_range(through.ci95)}), where {percent(known.value)} of the known images are accepted "
+                f"({known.count} of {known.n})",
                 *align(rows, "<>>>"),
                 *self._kind_lines(),
             ]
@@ -164,10 +183,6 @@ class Outside:
         more = len(self.kinds) - MOST_KINDS
         title = "folder by folder, those of which most is let through first"
         return ["", title, *align(rows, "<>>>>>>"), *([f"and {more} more; --json has all"] if more > 0 else [])]
-
-
-def _let_through(count: int, n: int) -> dict[str, Any]:
-    return {"let_through": count, "let_through_share": count / n, "let_through_ci95": list(wilson(count, n))}
 
 
 def detector_of(classifier: Classifier) -> UnknownDetector:
@@ -194,7 +209,7 @@ def measure_outside(evaluation: Evaluation, folders: Iterable[str], console: Con
     thresholds = detector_of(classifier).thresholds
     known = evaluation.unseen_answers
     assert known is not None, "only models for one label per image have a detector"
-    scores = ImageScores(known.distances, known.confidence)
+    scores = ImageScores(known.distances, known.confidence, known.groups)
     of_class = ImagesOfClasses.of(evaluation)
     return [
         Outside.of(folder, thresholds, scores, *_scores_of_files(classifier, folder, of_class, console))
@@ -228,7 +243,7 @@ class ImagesOfClasses:
         return found
 
 
-def _outside_paths(folder: str, of_class: ImagesOfClasses, console: Console) -> list[str]:
+def _outside_images(folder: str, of_class: ImagesOfClasses, console: Console) -> Table:
     """The images below `folder`, except those `of_class`. Raises UserError if none is left."""
     table = loose_images(folder, expand([folder]))
     known = of_class.among(table)
@@ -242,8 +257,7 @@ def _outside_paths(folder: str, of_class: ImagesOfClasses, console: Console) -> 
             f"--outside {folder}: {n:,} of {counted(len(table), 'image')} are images of the run or of the evaluated "
             "source, or altered copies of them, so they have a class; left out"
         )
-    assert table.paths is not None
-    return [path for path, left_out in zip(table.paths, known.tolist(), strict=True) if not left_out]
+    return table.select(np.flatnonzero(~known))
 
 
 def _warn_of_classes(classifier: Classifier, folder: str, kinds: Iterable[str], console: Console) -> None:
@@ -260,11 +274,13 @@ def _scores_of_files(
     classifier: Classifier, folder: str, of_class: ImagesOfClasses, console: Console
 ) -> tuple[ImageScores, list[str]]:
     """The scores of the readable images below `folder`, and the name of the folder that each lies in."""
-    distances, probabilities, kinds = list[float](), list[float](), list[str]()
-    for prediction in classifier.stream(_outside_paths(folder, of_class, console)):
+    distances, probabilities, kinds, readable = list[float](), list[float](), list[str](), list[int]()
+    table = _outside_images(folder, of_class, console)
+    for i, prediction in enumerate(classifier.stream(table.paths or ())):
         if prediction.error is not None:
             console.warn(f"{prediction.path}: {prediction.error}; left out")
             continue
+        readable.append(i)
         kinds.append(Path(prediction.path).parent.name)
         probabilities.append(prediction.probability)
         if prediction.distance is not None:
@@ -275,4 +291,8 @@ def _scores_of_files(
     if not probabilities:
         raise UserError(f"--outside {folder}: no image can be read; give a folder of images of none of the classes")
     _warn_of_classes(classifier, folder, kinds, console)
-    return ImageScores(np.array(distances) if distances else None, np.array(probabilities)), kinds
+    groups = with_copies(None, HashedImages(table, default_cache()).hashes(np.array(readable)))
+    if groups is not None:
+        copies, n = len(groups) - len(np.unique(groups)), len(groups)
+        console.warn(f"{folder}: {copies:,} of its {n:,} images repeat another one: intervals count each image once")
+    return ImageScores(np.array(distances) if distances else None, np.array(probabilities), groups), kinds

@@ -151,17 +151,30 @@ def distances(features: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.concatenate(nearest), 0) if nearest else np.zeros(0, np.float32)
 
 
-def auroc(known: np.ndarray, unknown: np.ndarray) -> tuple[float, tuple[float, float]]:
+def auroc(
+    known: np.ndarray,
+    unknown: np.ndarray,
+    known_groups: np.ndarray | None = None,
+    unknown_groups: np.ndarray | None = None,
+) -> tuple[float, tuple[float, float]]:
     """The probability that an unknown image has a larger score than a known one, and its 95 % interval.
 
-    Equal scores count as half.
+    Equal scores count as half. Images of each kind may come in groups, (n,) int64.
     """
     unlike = np.r_[np.zeros(len(known), bool), np.ones(len(unknown), bool)]
     area, influences = auc_influences(np.r_[known, unknown], unlike)
-    return area, area_interval(area, influences, [smaller_kind(unlike)])
+    groups = None
+    if known_groups is not None or unknown_groups is not None:
+        parts = (known, known_groups), (unknown, unknown_groups)
+        numbers = [np.arange(len(scores)) if of is None else of for scores, of in parts]
+        groups = np.unique(np.c_[unlike, np.concatenate(numbers)], axis=0, return_inverse=True)[1].ravel()
+    return area, area_interval(area, influences, [smaller_kind(unlike, groups)], groups)
 
 
-def false_positive_rate(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Share of unknown images whose score is not above the quantile that accepts a share `ACCEPTED` of the known."""
+def passes_as_known(known: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    """(n,) bool: the unknown images whose score is not above the quantile that accepts a share `ACCEPTED` of the known.
+
+    Their share is the false positive rate at 95 % true positives.
+    """
     threshold = np.sort(known)[min(math.ceil(ACCEPTED * len(known) - 1e-9), len(known)) - 1]
-    return float((unknown <= threshold).mean())
+    return unknown <= threshold
