@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import write_recipe
 
 import linnaeus
-from linnaeus.data.images.bitdepth import used_bits
+from linnaeus.data.images.bitdepth import unstated_range, used_bits
 from linnaeus.data.images.decode import RowSpec, load_row
 from linnaeus.data.sources import open_source
 from linnaeus.preprocess import Preprocessing
@@ -61,3 +61,20 @@ def test_model_files_without_bits_keep_their_scale():
     assert "bits" not in old
     assert Preprocessing.from_dict(old).bits == 16
     assert RowSpec(8).key() == (8, "crop", "bilinear", 3)  # the key of stores that exist
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_a_range_that_no_file_states_is_warned_of(
+    dtype: type, tmp_path: Path, capfd: pytest.CaptureFixture[str], undrawn_runs: None
+):
+    """The same value is black in one image and white in another one, because each is scaled by its own pixels."""
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k in range(6):
+            pixels = np.arange(256).reshape(16, 16) * (k + 1) - 100
+            Image.fromarray(pixels.astype(dtype)).save(tmp_path / "data" / name / f"{k}.tif")
+    table = open_source(tmp_path / "data")
+    assert unstated_range(table, np.arange(12)).endswith(".tif")
+    assert unstated_range(open_source(write_deep(tmp_path / "deep", 12)), np.arange(12)) == ""
+    linnaeus.train(tmp_path / "data", str(write_recipe(tmp_path / "r.toml", {"epochs": 1})), out=tmp_path / "run")
+    assert "states no range of its floats or 32-bit integers" in capfd.readouterr().err

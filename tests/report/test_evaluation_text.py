@@ -227,5 +227,7 @@ def test_a_calibration_error_that_counts_copies_says_so():
     assert [stated in line for line in evaluated.lines() if line.startswith("certainty")] == [True]
     assert evaluated.to_dict()["valid"]["calibration"]["n"] == 200
     text = text_of(evaluated.assessments["valid"], 8)
-    assert text.count("; measured on the 200 images that were not seen before\n") == 2  # calibration and abstention
+    assert (
+        text.count("; measured on the 200 images without a copy in an earlier split\n") == 2
+    )  # calibration and abstention
     assert "on 200 images, a perfectly calibrated model" in text

@@ -115,7 +115,7 @@ def _trust(run: RunContents) -> dict[str, Any] | None:
         "losses": [f"{effect[when]['loss']:.3f}" for when in ("before", "after")],
         "before": typeset_percent(effect["before"]["ece"], 1),
         "after": typeset_percent(effect["after"]["ece"], 1),
-        "images": counted(n, "image") + " that were not seen before" * (n < of),
+        "images": counted(n, "image") + " without a copy in an earlier split" * (n < of),
         "chance": shown_chance(by_chance),
         "rule": str(rule).replace("never: ", "never, because ", 1),
         "notice": rule.notice,

@@ -141,7 +141,7 @@ def reference(effect: CalibrationEffect | LabelAssessment) -> str:
 
 def unseen_note(measured: int, n: int) -> str:
     """Which images were measured, where some of `n` have a copy in an earlier split and are left out."""
-    return "" if measured == n else f"; measured on the {measured:,} images that were not seen before"
+    return "" if measured == n else f"; measured on the {measured:,} images without a copy in an earlier split"
 
 
 def abstention(result: Abstention, note: str = "") -> list[str]:

@@ -22,14 +22,37 @@ def used_bits(table: Table, indices: np.ndarray) -> int | None:
     Gray images only, since 16-bit color is decoded to its upper 8 bits. All training images are read if one in a sample
     of their headers states 16 bits.
     """
-    if table.paths is None:
-        return None
-    paths = [table.paths[i] for i in indices.tolist() if Path(table.paths[i]).suffix.lower() in SUFFIXES]
-    step = max(1, len(paths) // SAMPLE)
-    if not any(_largest(path, header_only=True) for path in paths[::step]):
+    paths = _deep(table, indices)
+    if not any(_largest(path, header_only=True) for path in _sample(paths)):
         return None
     bits = max(8, max(_largest(path) for path in paths).bit_length())
     return bits if bits < 16 else None
+
+
+def unstated_range(table: Table, indices: np.ndarray) -> str:
+    """The path of one of these images whose file states no range of its values: floats or 32-bit integers; else "".
+
+    A sample of the headers is read.
+    """
+    return next((path for path in _sample(_deep(table, indices)) if _states_no_range(path)), "")
+
+
+def _deep(table: Table, indices: np.ndarray) -> list[str]:
+    """The paths of images that may have more than 8 bits."""
+    paths = table.paths or ()
+    return [paths[i] for i in indices.tolist() if Path(paths[i]).suffix.lower() in SUFFIXES] if paths else []
+
+
+def _sample(paths: list[str]) -> list[str]:
+    return paths[:: max(1, len(paths) // SAMPLE)]
+
+
+def _states_no_range(path: str) -> bool:
+    try:
+        with tree.open_binary(path) as file, Image.open(file, formats=("PNG", "TIFF", "PPM")) as image:
+            return image.mode in ("F", "I") and not stated_bits(image)
+    except Exception:  # decoding will report the reason
+        return False
 
 
 def _largest(path: str, header_only: bool = False) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from linnaeus.cache import default_cache
 from linnaeus.check.inspection import Inspection, inspect, unseen_images
 from linnaeus.console import Console, counted
-from linnaeus.data.images.bitdepth import used_bits
+from linnaeus.data.images.bitdepth import unstated_range, used_bits
 from linnaeus.data.sources import refuse_inside
 from linnaeus.data.split import write_split
 from linnaeus.data.table import Table
@@ -179,6 +179,11 @@ def _with_bits(request: Request, recipe: Recipe, table: Table, console: Console)
         bits = earlier.recipe.get("data", {}).get("bits")
     else:
         bits = used_bits(table, table.where("train"))
+        if path := unstated_range(table, table.where("train")):
+            console.warn(
+                f"{path}: states no range of its floats or 32-bit integers, so each such image is scaled by its own "
+                "pixels: equal values of two images may look different; save them as 8 or 16 bits of one scale"
+            )
         if bits is not None:
             console.warn(
                 f"the 16-bit training images use {bits} bits: {2**bits - 1} becomes white, in every later use of the "
