@@ -68,10 +68,10 @@ def test_a_range_that_no_file_states_is_warned_of(
     dtype: type, tmp_path: Path, capfd: pytest.CaptureFixture[str], undrawn_runs: None
 ):
     """The same value is black in one image and white in another one, because each is scaled by its own pixels."""
-    for name in "ab":
+    for low, name in enumerate("ab"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for k in range(6):
-            pixels = np.arange(256).reshape(16, 16) * (k + 1) - 100
+            pixels = np.arange(256).reshape(16, 16) * (k + 1) - 100 * low
             Image.fromarray(pixels.astype(dtype)).save(tmp_path / "data" / name / f"{k}.tif")
     table = open_source(tmp_path / "data")
     assert unstated_range(table, np.arange(12)).endswith(".tif")
