@@ -105,6 +105,17 @@ def test_images_with_copies_in_training_are_voiced(tmp_path: Path):
     assert "100 of its 100 test images" in compare_runs(runs).warnings[0]
 
 
+def test_runs_that_know_other_classes_are_voiced(tmp_path: Path):
+    runs = [write_run(tmp_path / name, hits(100, 0.8, 0)) for name in "ab"]
+    for run, classes in zip(runs, ("abcd", "ab"), strict=True):
+        rows = [{"class": name} for name in classes]
+        (run / "evaluation.json").write_text(json.dumps({"test": {"classes": rows}}))
+    (warning,) = compare_runs(runs).warnings
+    assert warning.startswith(f"{runs[0]} also knows 'c', 'd', which not all of these runs know: on the same images")
+    (runs[1] / "evaluation.json").unlink()
+    assert compare_runs(runs).warnings == [], "a run of an earlier version"
+
+
 def test_differences_are_described(tmp_path: Path):
     right = np.full(100, True)
     fewer, much = right.copy(), right.copy()

@@ -13,9 +13,10 @@ import numpy as np
 from linnaeus.data.class_names import listed
 from linnaeus.data.table import group_numbers
 from linnaeus.errors import UserError, no_run
+from linnaeus.files import read_object
 from linnaeus.recipe.renamed import with_present_names
 from linnaeus.runs.label_predictions import LabelPredictionRow, read_label_names, read_label_predictions
-from linnaeus.runs.layout import METRICS, PREDICTIONS, RECIPE, SPLIT
+from linnaeus.runs.layout import EVALUATION, METRICS, PREDICTIONS, RECIPE, SPLIT
 from linnaeus.runs.parsing import ADVICE, read_csv, read_metrics, read_text
 from linnaeus.runs.predictions import PredictionRow, read_predictions
 
@@ -34,6 +35,7 @@ class ComparedRun:
     # Sample -> hash of its image; without those that are unknown, as in runs of earlier versions.
     contents: Mapping[str, str] = field(default_factory=dict)
     seen: int = 0  # images of the split that have a copy in training, or that trained the initial weights
+    known: frozenset[str] = frozenset()  # classes that the model knows; none where the run does not record them
 
     def has(self, sample: str, other: ComparedRun) -> bool:
         """Whether the run was measured on this sample of another run: on the same image, not only the same name."""
@@ -70,7 +72,17 @@ def read_compared_run(folder: Path, rows: Sequence[PredictionRow | LabelPredicti
     contents = _contents(folder / SPLIT, predictions.keys())
     whole = metrics.get(split) or {}
     seen = whole["n"] - (whole["without_leaks"] or {"n": 0})["n"] if "without_leaks" in whole else 0
-    return ComparedRun(str(folder), predictions, seconds, recipe, classes, contents, seen)
+    known = frozenset() if several else _known_classes(folder, split)
+    return ComparedRun(str(folder), predictions, seconds, recipe, classes, contents, seen, known)
+
+
+def _known_classes(folder: Path, split: str) -> frozenset[str]:
+    """The classes of the model, as evaluation.json lists them with their figures."""
+    try:
+        rows = read_object(folder / EVALUATION)[split]["classes"]
+        return frozenset(row["class"] for row in rows)
+    except (KeyError, TypeError):  # a run of an earlier version
+        return frozenset()
 
 
 def _contents(path: Path, samples: Collection[str]) -> dict[str, str]:
@@ -118,10 +130,11 @@ def shared_samples(runs: list[ComparedRun], split: str) -> tuple[list[str], list
                 f"{first.path}: {len(relabelled)} of {len(shared)} {split} images have other labels than in "
                 f"{run.path}, such as {listed(relabelled, 2)}; compare runs on the same source"
             )
+    warnings = [*_seen(runs, split), *_other_classes(runs)]
     if len(shared) == max(sizes):
-        return shared, _seen(runs, split)
+        return shared, warnings
     different = f"the runs have different {split} images ({counts}): compared on the {len(shared)} that all share"
-    return shared, [*_seen(runs, split), different]
+    return shared, [*warnings, different]
 
 
 def _seen(runs: list[ComparedRun], split: str) -> list[str]:
@@ -131,6 +144,17 @@ def _seen(runs: list[ComparedRun], split: str) -> list[str]:
         "models that memorize; remove the copies, which `linnaeus check` lists"
         for run in runs
         if run.seen
+    ]
+
+
+def _other_classes(runs: list[ComparedRun]) -> list[str]:
+    """A warning for each run that can give answers which another one does not know: its task is harder."""
+    common = frozenset.intersection(*(run.known for run in runs))
+    return [
+        f"{run.path} also knows {listed(sorted(run.known - common), 3)}, which not all of these runs know: on the same "
+        "images its task is harder, so that accuracy, log loss and ECE are not those of equal tasks"
+        for run in runs
+        if common and run.known > common
     ]
 
 
