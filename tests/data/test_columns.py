@@ -177,12 +177,17 @@ def test_columns_of_two_files_are_the_same_class_in_any_case(tmp_path: Path, sec
 
 @pytest.mark.parametrize("name", ["pixel{}", "{}", "1x{}"])
 def test_a_table_of_pixels_is_named_as_such(tmp_path: Path, name: str):
-    header = ",".join(["label", *(name.format(k) for k in range(64))])
-    (tmp_path / "train.csv").write_text(header + "\n" + ",".join("0" * 65) + "\n")
-    with pytest.raises(
-        UserError, match=r"train.csv:1: the columns .* hold pixels, not the paths of images; save each row"
-    ):
-        open_source(tmp_path / "train.csv")
+    """Without labels; with them its images are read (test_pixelcsv.py)."""
+    header = [name.format(k) for k in range(64)]
+    (tmp_path / "test.csv").write_text(",".join(header) + "\n" + ",".join("0" * 64) + "\n")
+    with pytest.raises(UserError, match=r"test.csv:1: the columns .* hold pixels, not paths of images; they are"):
+        open_source(tmp_path / "test.csv")
+    (tmp_path / "train.csv").write_text(
+        ",".join(["label", *header]) + "\n" + "".join(f"{k},{'7,' * 63}7\n" for k in (0, 1))
+    )
+    table = open_source(tmp_path / "train.csv")
+    assert table.images is not None
+    assert table.images.shape == (2, 8, 8)
 
 
 @pytest.mark.parametrize(

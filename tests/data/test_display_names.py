@@ -99,3 +99,48 @@ def test_numbers_whose_names_contradict_the_folders(tmp_path: Path, name: str):
     table = open_source(tmp_path / name)
     assert table.names == ("cat", "dog")
     assert "by index" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "text", "expected"),
+    [
+        ("data.yaml", "0 1", "nc: 2\nnames:\n  0: red rose  # first\n  1: 'tulip, wild'\n", "red rose|tulip, wild"),
+        ("data.yaml", "0 1", "nc: 2\nnames: ['rose',\n  \"tulip\"]\n", "rose|tulip"),
+        ("data.yaml", "0 1", "names:\n- rose\n- tulip\n", "rose|tulip"),
+        ("data.yaml", "Rose Tulip", "names: [rose, tulip]\n", "rose|tulip"),
+        ("classes.csv", "0 1", "id,name\n0,rose\n1,tulip\n", "rose|tulip"),
+        ("classes.csv", "0 1", "0,rose\n1,tulip\n", "rose|tulip"),
+        ("class_dict.csv", "rose tulip", "class_index,class,height\n0,Rose,3\n1,Tulip,4\n", "Rose|Tulip"),
+        ("LOC_synset_mapping.txt", "n01 n03", "n01 tench, Tinca\nn02 goldfish\nn03 shark\n", "tench, Tinca|shark"),
+        ("label_num_to_disease_map.json", "0 1", '{"0": "blight", "1": "healthy"}', "blight|healthy"),
+    ],
+)  # fmt: skip
+def test_names_of_other_tools_are_matched_by_name(tmp_path: Path, file: str, names: str, text: str, expected: str):
+    (folders(tmp_path, *names.split()) / file).write_text(text)
+    assert list(shown(tmp_path).values()) == expected.split("|")
+    assert file in open_source(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("data.yaml", "names: [tench, goldfish]\n"),
+        ("data.yaml", "train: x\n"),
+        ("classes.csv", "name\ntench\ngoldfish\n"),
+        ("LOC_synset_mapping.txt", "n05 tench\nn06 goldfish\n"),
+    ],
+)
+def test_names_of_other_tools_are_not_guessed_by_position(tmp_path: Path, file: str, text: str):
+    (folders(tmp_path, "n0144", "n0200") / file).write_text(text)
+    assert list(shown(tmp_path).values()) == ["n0144", "n0200"]
+    (note,) = open_source(tmp_path).notes
+    assert file in note
+    assert "not used" in note
+
+
+def test_numbers_of_a_csv_are_named_by_the_map_of_kaggle(tmp_path: Path):
+    for k in range(4):
+        (tmp_path / f"{k}.jpg").touch()
+    (tmp_path / "train.csv").write_text("image_id,label\n0.jpg,0\n1.jpg,1\n2.jpg,0\n3.jpg,1\n")
+    (tmp_path / "label_num_to_disease_map.json").write_text('{"0": "blight", "1": "healthy"}')
+    assert open_source(tmp_path / "train.csv").names == ("blight", "healthy")

@@ -28,6 +28,11 @@ from linnaeus.errors import UserError
         ("a.npy", b"\x93NUMPY\1\0", "an array of NumPy"),
         ("a.pkl", b"\x80\4\x95", "a pickle, which may run code"),
         ("a.safetensors", b"\x40\0\0\0\0\0\0\0{}", "a model or weights, not images"),
+        (
+            "train.manifest",
+            b'{"source-ref": "s3://b/1.jpg", "class": 0}',
+            "a manifest of SageMaker: download the images",
+        ),
         ("list.txt", b" \n\n", "is empty"),
         ("list.csv", b"", "has no columns"),
     ],
@@ -101,3 +106,28 @@ def test_a_link_to_a_folder_above_gives_no_image_another_label(tmp_path: Path, t
 def test_a_folder_of_images_that_are_not_read_is_named(tmp_path: Path, ending: str, said: str):
     lay(tmp_path / "data", *(f"{name}/{k}{ending}" for name in "ab" for k in range(2)))
     refused(tmp_path / "data", "no images that can be read", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sagemaker.jsonl", '{"source-ref": "s3://b/1.jpg", "class": 0}'),
+        ("vertex.jsonl", '{"imageGcsUri": "gs://b/1.jpg", "classificationAnnotation": {"displayName": "cat"}}'),
+        ("azure.jsonl", '{"image_url": "azureml://b/1.jpg", "label": "cat"}'),
+        ("vertex.csv", "TRAIN,gs://b/1.jpg,cat"),
+        ("automl.csv", "gs://b/1.jpg,cat"),
+    ],
+)
+def test_manifests_of_cloud_services_are_named(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(f"{content}\n{content}\n")
+    refused(
+        tmp_path / name, "a manifest for a cloud service", "download the images", "write a CSV with a row `path,label`"
+    )
+
+
+def test_lists_of_mxnet_begin_with_an_index(tmp_path: Path):
+    lay(tmp_path, "cat/1.jpg", "cat/2.jpg", "big dog/1.jpg")
+    (tmp_path / "train.lst").write_text("0\t1.000000\tcat/1.jpg\n7\t0.000000\tbig dog/1.jpg\n2\t1\tcat/2.jpg\n")
+    table = open_source(tmp_path / "train.lst")
+    assert table.classes == ("big dog", "cat")
+    assert table.labels.tolist() == [1, 0, 1]

@@ -180,3 +180,25 @@ def test_classes_that_splits_spell_differently(tmp_path: Path, one: str, other: 
         UserError, match=f"valid and train spell classes differently: '{one}' in train is '{other}' here"
     ):
         open_source(lay(tmp_path, f"train/{one}/1.jpg", "train/b/1.jpg", f"valid/{other}/1.jpg", "valid/b/1.jpg"))
+
+
+def test_dogs_vs_cats_has_its_classes_in_the_names(tmp_path: Path):
+    """Only where every name has one: a number of a camera, or one class, is none."""
+    train = lay(tmp_path / "train", *(f"{name}.{k}.jpg" for name in ("cat", "dog ü") for k in range(3)), "notes.txt")
+    table = open_source(train)
+    assert table.classes == ("cat", "dog ü")
+    assert table.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert table.ignored == ("notes.txt",)
+    assert table.notes == (f"{train}: the class is the part of each name before the first dot: cat.0.jpg is of 'cat'",)
+    lay(tmp_path, "sampleSubmission.csv").joinpath("sampleSubmission.csv").write_text("id,label\n1,0\n")
+    assert open_source(tmp_path).split.tolist() == ["train"] * 6
+    lay(tmp_path / "test1", "1.jpg", "2.jpg")
+    with pytest.raises(UserError, match="test1: beside train/ and named like test; rename it to test, or move it away"):
+        open_source(tmp_path)
+    for other in ("1.jpg", "IMG_1.jpg", "2020.7.jpg", "cat.jpg"):
+        (train / other).touch()
+        with pytest.raises(UserError, match="7 images, but in no class folder"):
+            open_source(train)
+        (train / other).unlink()
+    with pytest.raises(UserError, match="3 images, but in no class folder"):
+        open_source(lay(tmp_path / "one", *(f"IMG.{k}.jpg" for k in range(3))))

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from linnaeus.errors import UserError
 
 NAMES_JSON = "cat_to_name.json"
 TEXT_FILES = (NAMES_TEXT, "labels.txt", "class_names.txt", "label_list.txt")
-JSON_FILES = (NAMES_JSON, "class_names.json", "labels.json")
+LABEL_MAP = "label_num_to_disease_map.json"  # of numbers to names, as Kaggle has it beside a train.csv
+JSON_FILES = (NAMES_JSON, "class_names.json", "labels.json", LABEL_MAP)
+BY_NAME_ONLY = ("LOC_synset_mapping.txt", "classes.csv", "class_dict.csv", "data.yaml")
+"""Files of ImageNet, Kaggle and Ultralytics, whose lines are never taken by their position alone."""
+YAML_NAMES = re.compile(r"^names:[ \t]*(\[[^\]]*\]|(?:\n[ \t]*(?:-|[0-9]+:)[ \t].*)+)", re.MULTILINE)
+YAML_NAME = re.compile(r"^[ \t]*(?:-|([0-9]+):)[ \t]+(.*?)[ \t]*(?:[ \t]#.*)?$", re.MULTILINE)
 IDENTIFIER = re.compile(r"(?:class|cls|label|category|id|[a-z])?[-_ ]?[0-9]+", re.IGNORECASE)
 
 
@@ -65,7 +71,8 @@ def display_names(folder: Path, classes: tuple[str, ...]) -> DisplayNames:
     Text (TEXT_FILES), in one of these forms: every class is a line, and the lines give the order; every line is
     `class name`; every line is `index class`. Names need not agree in case, separators or number. Only where the
     classes are identifiers such as `1` or `n0144`, and no line resembles one, are the lines assigned in natural order.
-    JSON (`cat_to_name.json`, also one level up, `class_names.json`, `labels.json`): an object from class to name, or
+    BY_NAME_ONLY: the same forms, but nothing is assigned by position. JSON (JSON_FILES, the first also one level up):
+    an object from class to name, or
     from name to class; classes that it lacks keep their own names.
 
     Raises UserError if a file gives a class the name of another one, if two files contradict each other, and
@@ -121,7 +128,7 @@ def refuse_swapped(path: Path, classes: Iterable[str], names: Mapping[str, str])
 
 
 def names_by_index(folder: Path) -> tuple[Path, dict[int, str]] | None:
-    """The first text file in `folder` that names classes by number, and index -> name; None if there is none."""
+    """The first file in `folder` that names classes by number, and index -> name; None if there is none."""
     for path in filter(tree.is_file, (folder / name for name in TEXT_FILES)):
         try:
             names = read_classes(path)
@@ -131,11 +138,16 @@ def names_by_index(folder: Path) -> tuple[Path, dict[int, str]] | None:
             continue
         if not any(Path(word).suffix.lower() in IMAGE_SUFFIXES for line in names.values() for word in line.split()):
             return path, names
+    if tree.is_file(folder / LABEL_MAP):
+        with suppress(UserError):
+            content = read_json(folder / LABEL_MAP)
+            if isinstance(content, dict) and all(map(str.isdigit, content)):
+                return folder / LABEL_MAP, {int(key): name for key, name in content.items()}
     return None
 
 
 def _files(folder: Path) -> list[Path]:
-    beside = [folder / name for name in (*TEXT_FILES, *JSON_FILES)]
+    beside = [folder / name for name in (*TEXT_FILES, *JSON_FILES, *BY_NAME_ONLY)]
     files = [path for path in beside if tree.is_file(path)]
     above = folder.absolute().parent / NAMES_JSON
     return files if folder / NAMES_JSON in files or not tree.is_file(above) else [*files, above]
@@ -148,11 +160,25 @@ def _read(path: Path, classes: tuple[str, ...]) -> tuple[list[str], dict[str, st
         if isinstance(content, list):
             return content, {}
         return [], _from_object(path, classes, content)
-    lines = [class_name(line) for line in read_text(path).split("\n")]
-    lines = [line for line in lines if line]
+    text = read_text(path)
+    rows = _yaml_names(text) if path.suffix == ".yaml" else text.split("\n")
+    lines = [line for row in rows if (line := class_name(row))]
+    if path.suffix == ".csv" and not match(classes, lines[0].split(",") if lines else ()):
+        lines = [",".join(line.split(",")[:2]) for line in lines[1:]]  # without the header
     if not lines:
         raise _MismatchError(f"{path}: names no class")
     return lines, {}
+
+
+def _yaml_names(text: str) -> list[str]:
+    """`index name` of each name in the list or mapping `names` of a data.yaml, without a parser of YAML."""
+    block = YAML_NAMES.search(text)
+    if block is None:
+        return []
+    inline = block[1].startswith("[")
+    pairs = [("", name.strip()) for name in block[1][1:-1].split(",")] if inline else YAML_NAME.findall(block[1])
+    names = [(key or str(position), name.strip("'\"")) for position, (key, name) in enumerate(pairs)]
+    return [" ".join(pair) for pair in names]
 
 
 def _from_lines(
@@ -180,7 +206,8 @@ def _from_lines(
     # Positions are trusted only where the folders carry identifiers, such as WordNet's, that name nothing.
     identifiers = all(IDENTIFIER.fullmatch(name) for name in classes)
     keyed = numbered and all(name.isdigit() for name in classes)  # keys that name other classes, or count from 1
-    if len(lines) == len(classes) and identifiers and not resembles and not keyed:
+    guessed = identifiers and not resembles and not keyed and path.name not in BY_NAME_ONLY
+    if len(lines) == len(classes) and guessed:
         return classes, dict(zip(classes, lines, strict=True)), "in the order of its lines, since none names a class"
     best = max(by_line, by_key, by_rest, key=len)
     missing = [name for name in classes if name not in best]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from linnaeus.data import tree
 from linnaeus.data.archived import holds_folder, top_folder
@@ -15,7 +18,7 @@ from linnaeus.data.archives.remote import is_address
 from linnaeus.data.catalog import KNOWN, not_found
 from linnaeus.data.class_names import class_name, listed
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
-from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, shards
+from linnaeus.data.readers import cifar, csvfile, folder, idx, known_sources, listfile, pixelcsv, shards
 from linnaeus.data.readers.columns import AS_SHOWN, LabelFormat
 from linnaeus.data.readers.foreign_files import foreign_file
 from linnaeus.data.readers.labels import with_task
@@ -31,6 +34,7 @@ LISTS = {
     "test": ("test.txt", "test_list.txt"),
 }
 CSVS = (".csv", ".tsv", ".jsonl")
+SAMPLE = re.compile("sample_?submission", re.IGNORECASE)  # of a competition: its labels mean nothing
 
 
 def open_source(
@@ -179,7 +183,7 @@ def _is_split(name: str, suffix: str) -> bool:
 
 def _labels_beside_images(path: Path, names: set[str]) -> Path | None:
     """The CSV with the labels of a folder whose images lie in a folder such as `images`, not in class folders."""
-    tables = sorted(name for name in names if name.lower().endswith(CSVS))
+    tables = sorted(name for name in names if name.lower().endswith(CSVS) and not SAMPLE.match(name))
     places = [path / name for name in sorted(names) if name.lower() in (*listfile.IMAGE_FOLDERS, *SPLITS)]
     flat = _has_images(path) and not any(tree.is_folder(path / name) for name in names if not name.startswith("."))
     if not tables or not (flat or any(_has_images(place) for place in places)):
@@ -215,6 +219,8 @@ def _open_lists(
 def _open_file(source: str, path: Path, group: str | None, labels: LabelFormat) -> Table:
     """Choose the reader by the name of the file, or else by its first bytes."""
     name = path.name.lower()
+    if name.endswith(".csv") and pixelcsv.holds_pixels(path):
+        return pixelcsv.open_pixels(source, path)
     if name.endswith(CSVS):
         return csvfile.open_csv(source, {"": path}, group, labels)
     if name.endswith(".tar") and is_shard(path):
@@ -271,3 +277,10 @@ def _class_folders(folder: Path, classes: Collection[str]) -> set[str]:
         return {class_name(entry.name) for entry in named if not is_run_folder(tree.names(entry.path))}
     except OSError:
         return set()
+
+
+def loose_images(source: str, paths: Iterable[str]) -> Table:
+    """The table of image files that have no class."""
+    files = tuple(paths)
+    labels, split = np.zeros(len(files), np.int64), np.full(len(files), "", "<U5")
+    return Table(source, "folder", ("",), ("",), labels, split, files)

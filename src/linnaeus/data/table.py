@@ -40,7 +40,7 @@ class Table:
     """
 
     source: str  # what the user pointed at
-    kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits" | "shards"
+    kind: str  # "folder" | "list" | "csv" | "cifar" | "idx" | "digits" | "pixels" | "shards"
     classes: tuple[str, ...]  # class names in index order: the identity used for matching (NFC)
     names: tuple[str, ...]  # display names, same order
     labels: np.ndarray  # (n,) int64, an index into classes; (n, classes) bool where images may have several labels

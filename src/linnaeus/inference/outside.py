@@ -13,7 +13,7 @@ from linnaeus.cache import default_cache
 from linnaeus.console import Console, counted
 from linnaeus.data.class_names import listed, natural_key
 from linnaeus.data.display_names import match
-from linnaeus.data.readers.folder import loose_images
+from linnaeus.data.sources import loose_images
 from linnaeus.data.table import Table
 from linnaeus.errors import UserError
 from linnaeus.inference.classifier import Classifier

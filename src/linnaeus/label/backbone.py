@@ -15,7 +15,7 @@ from torch import Tensor
 from linnaeus.cache import default_cache
 from linnaeus.console import Console
 from linnaeus.data.images.decode import DECODE_VERSION
-from linnaeus.data.readers.folder import loose_images
+from linnaeus.data.sources import loose_images
 from linnaeus.device import choose_device
 from linnaeus.environment import cache_dir
 from linnaeus.errors import UserError

@@ -17,8 +17,7 @@ from linnaeus.data.archived import holds_folder, top_folder
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.images.bitdepth import used_bits
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
-from linnaeus.data.readers.folder import loose_images
-from linnaeus.data.sources import open_source
+from linnaeus.data.sources import loose_images, open_source
 from linnaeus.data.table import Table
 from linnaeus.device import choose_device
 from linnaeus.distributed.group import SINGLE_PROCESS, ProcessGroup

@@ -22,9 +22,11 @@ from linnaeus.data.readers.columns import (
     refuse_repeated,
     splits_of,
 )
+from linnaeus.data.readers.foreign_files import MANIFEST
 from linnaeus.data.readers.jsonlines import json_records
 from linnaeus.data.readers.labels import indicator, occurring, read_labels
 from linnaeus.data.readers.listfile import Rows, folder_of_label, label_of, locate, splits_of_folders
+from linnaeus.data.readers.pixelcsv import pixel_columns
 from linnaeus.data.readers.provenance import accepted, read_provenances
 from linnaeus.data.readers.repeats import whole_numbers, with_swapped_labels, without_repeats
 from linnaeus.data.table import Table, checked
@@ -37,7 +39,7 @@ LABELS_CSV = ("path", "label", "provenance", "time")
 LABELS_TO_TRAIN = ("path", "label", "split", "group", "provenance")
 """Columns of the files that `linnaeus label` writes: the labels, and what it gives to `linnaeus train`."""
 
-PIXEL = re.compile("(pixel|px|p)?_?[0-9]+(x[0-9]+)?", re.IGNORECASE)  # as in MNIST from Kaggle, or a saved array
+MANIFESTS = ("source-ref", "imagegcsuri", "image_url")  # of SageMaker, Vertex AI and Azure ML
 BELONGS = re.compile(
     "(patient|subject|person|individual|case|lesion|animal|specimen|plant|tree|camera|scene|location|site|series|burst"
     "|session|video|clip|sequence|slide)s?([ _-]?(id|nr|no|number|name))?"
@@ -206,11 +208,12 @@ def _no_column(path: Path, columns: list[str], role: str) -> UserError:
         return UserError(
             f"{path}: has no columns; write `path,label` on the first line, and a line for each image below"
         )
-    pixels = [column for column in columns if PIXEL.fullmatch(column)]
-    if len(pixels) >= 16:
+    if any("://" in column or column in MANIFESTS for column in columns):
+        return UserError(f"{path}:1: a manifest for a cloud service, without a column of paths: {MANIFEST}")
+    if pixels := pixel_columns(columns):
         return UserError(
-            f"{path}:1: the columns {pixels[0]} to {pixels[-1]} hold pixels, not the paths of images; save each row "
-            "as a PNG file, or pass the rows as arrays of (height, width) to linnaeus.sklearn.ImageClassifier"
+            f"{path}:1: the columns {columns[pixels[0]]} to {columns[pixels[-1]]} hold pixels, not paths of images; "
+            "they are read from a CSV with a column label, or pass arrays to linnaeus.sklearn.ImageClassifier"
         )
     return UserError(
         f"{path}:1: no column {role!r}, only {listed(columns)}; the first line must name path, label [, split]: rename "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,11 @@ from linnaeus.console import counted
 from linnaeus.data import tree
 from linnaeus.data.archives.archive import is_archive
 from linnaeus.data.class_names import class_name, listed, natural_order, spelling_variants
-from linnaeus.data.display_names import JSON_FILES, TEXT_FILES, display_names
+from linnaeus.data.display_names import BY_NAME_ONLY, JSON_FILES, TEXT_FILES, display_names
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
 from linnaeus.data.images.formats import LITTER
+from linnaeus.data.readers import layouts
 from linnaeus.data.readers.foreign_files import unread_images
-from linnaeus.data.readers.layouts import layout_note, refuse_detection, refuse_parts, refuse_unnamed_split
 from linnaeus.data.readers.unused import doubtful_notes, unused_notes
 from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError, not_read, visible
@@ -55,7 +54,7 @@ class Scan:
     def pass_over(self, path: str, mark: str = "") -> None:
         """List a file in `ignored`; a folder has the `mark` "/"."""
         name = os.path.relpath(path, self.root)
-        if name not in (*TEXT_FILES, *JSON_FILES):  # these are read, not ignored
+        if name not in (*TEXT_FILES, *JSON_FILES, *BY_NAME_ONLY):  # these are read, not ignored
             self.ignored.append(visible(name.replace(os.sep, "/")) + mark)
 
     def entries(self, folder: str) -> tuple[Entries, Entries]:
@@ -117,10 +116,19 @@ def open_folder(source: str, path: Path, *, lenient: bool = False) -> Table:
 def _check_layout(folder: str) -> list[str]:
     """What was understood of the folders below the class folders in `folder`. Raises UserError for other layouts."""
     names = [entry.name for entry in _list(folder)[0]]
-    refuse_detection(folder, names)
+    if by_name := _classes_in_names(folder):
+        name, example = next(iter(by_name.items()))
+        return [f"{folder}: the class is the part of each name before the first dot: {name} is of {example!r}"]
+    layouts.refuse_detection(folder, names)
     inner = {name: below for name in names if (below := _inner(os.path.join(folder, name))) is not None}
-    refuse_parts(folder, list(inner), inner)
-    return layout_note(folder, names, inner)
+    layouts.refuse_parts(folder, list(inner), inner)
+    return layouts.layout_note(folder, names, inner)
+
+
+def _classes_in_names(folder: str) -> dict[str, str]:
+    """As `classes_in_names`, for the images in a folder without folders."""
+    folders, files, _ = _list(folder)
+    return {} if folders else layouts.classes_in_names([entry.name for entry in files if _is_image(entry)])
 
 
 def _inner(path: str) -> set[str] | None:
@@ -149,9 +157,10 @@ def _parts(scan: Scan) -> dict[str, str]:
         else:
             parts[split] = entry.path
     # Names of splits beside other folders may be classes ("test" in a dataset of documents).
-    if not parts or (others and not ("train" in parts and _list(parts["train"])[0])):
+    train = parts.get("train")
+    if not parts or (others and not (train and (_list(train)[0] or _classes_in_names(train)))):
         return {"": scan.root}
-    refuse_unnamed_split(scan.root, [entry.name for entry in others])
+    layouts.refuse_unnamed_split(scan.root, [entry.name for entry in others])
     for entry in others:
         scan.pass_over(entry.path, "/")
         scan.aside.append(entry.path)
@@ -178,9 +187,12 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 def _classes(scan: Scan, folder: str, split: str) -> dict[str, list[str]]:
     """Class name -> sorted images, for the class folders in `folder`."""
-    folders, files = scan.entries(folder)
-    _pass_over_files(scan, files)
+    (folders, files), by_name = scan.entries(folder), _classes_in_names(folder)
+    _pass_over_files(scan, [entry for entry in files if entry.name not in by_name])
     images_by_class: dict[str, list[str]] = {}
+    for image, written in by_name.items():
+        scan.written.add((split, written))
+        images_by_class.setdefault(class_name(written), []).append(os.path.join(folder, image))
     for entry in folders:
         name = class_name(entry.name)
         scan.written.add((split, entry.name))
@@ -285,10 +297,3 @@ def _refuse_wrapper(path: Path, only: str) -> None:
                 f"may be the classes or splits: then point at {place}"
             )
         place = folders[0].path if folders and not files else None
-
-
-def loose_images(source: str, paths: Iterable[str]) -> Table:
-    """The table of image files that have no class."""
-    files = tuple(paths)
-    labels, split = np.zeros(len(files), np.int64), np.full(len(files), "", "<U5")
-    return Table(source, "folder", ("",), ("",), labels, split, files)

@@ -10,6 +10,7 @@ from linnaeus.console import counted
 
 UNPACK = "unpack it, and give its folder"
 EXPORT = "save the table as CSV, with a row `path,label` for each image"
+MANIFEST = "download the images that it names by address, and write a CSV with a row `path,label` for each"
 SAVE = "save each one in a folder of its class, for example with the package datasets"
 
 BY_FIRST_BYTES = {
@@ -30,6 +31,7 @@ BY_SUFFIX = {
     **dict.fromkeys((".pkl", ".pickle"), f"a pickle, which may run code and is not opened: {EXPORT}"),
     **dict.fromkeys((".yaml", ".yml"), "a YAML file, not images: give the folder with the class folders"),
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".onnx"), "a model or weights, not images: give the images"),
+    ".manifest": f"a manifest of SageMaker: {MANIFEST}",
     ".tfrecord": "a TFRecord file, which is not supported: write its images as files, in a folder for each class",
 }
 

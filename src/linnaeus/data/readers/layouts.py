@@ -23,6 +23,15 @@ GROUPS = re.compile(
 )
 
 
+NUMBERED = re.compile(r"([^.]*[^\W\d][^.]*)\.[0-9]+\.[^.]+")  # as in Dogs vs. Cats: cat.0.jpg
+
+
+def classes_in_names(names: Sequence[str]) -> dict[str, str]:
+    """Name of an image -> its class, where all are called like `cat.0.jpg`, with two classes or more; else empty."""
+    found = {name: match[1] for name in names if (match := NUMBERED.fullmatch(name))}
+    return found if len(found) == len(names) and 1 < len(set(found.values())) <= len(names) / 2 else {}
+
+
 def likely_split(name: str) -> str | None:
     """The split that a folder's name resembles without being it, such as `seg_train`, `test-set` or `vaild`."""
     text = name.lower()

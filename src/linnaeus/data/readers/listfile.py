@@ -29,6 +29,7 @@ from linnaeus.data.table import SPLIT_NAMES, SPLITS, Table
 from linnaeus.errors import UserError
 
 NUMBER = re.compile("-?[0-9]{1,18}")
+MXNET = re.compile(r"[0-9]+\t([0-9]{1,18})(?:\.0*)?\t(.+)")  # index, label, path
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "jpg", "train", "train_images", "data")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -82,6 +83,8 @@ def read_list(path: Path, split: str = "") -> Rows:
         if not line:
             continue
         cut = line.rsplit("\t", 1) if "\t" in line else line.rsplit(None, 1)  # labels may hold blanks after a tab
+        if path.suffix.lower() == ".lst" and (record := MXNET.fullmatch(line)):
+            cut = [record[2], record[1]]
         if len(cut) < 2 and "/" in line and (by_folder or not rows.texts):  # as in Food-101: class/image
             by_folder, cut = True, [line, line.split("/")[-2]]
         elif len(cut) < 2 or by_folder:

@@ -13,7 +13,7 @@ from linnaeus.console import Console
 from linnaeus.data.class_names import class_name, listed, natural_order
 from linnaeus.data.images.content import UNKNOWN
 from linnaeus.data.images.decode import IMAGE_SUFFIXES
-from linnaeus.data.readers.folder import loose_images
+from linnaeus.data.sources import loose_images
 from linnaeus.data.split import split_table
 from linnaeus.data.table import Table, checked
 from linnaeus.errors import UserError, did_you_mean
