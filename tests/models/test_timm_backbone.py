@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reference import torchvision
+from safetensors.torch import save_file
 
 from linnaeus.errors import UserError
 from linnaeus.explain.saliency import choose_stages, grad_cam
@@ -191,6 +192,8 @@ def test_one_channel_and_another_pooling():
 
 
 def test_bad_names_and_files_are_one_line(tmp_path: Path):
+    one = tmp_path / "one.safetensors"
+    save_file({"weight": torch.zeros(3)}, one)  # no prefix that could be removed
     for call, reason in (
         (lambda: create("timm/tf_efficientnet_lit0", 2), "did you mean timm/tf_efficientnet_lite0"),
         (lambda: create("timm/resnet18", 2, head_stages=["layer3"]), r"model\.head is available for"),
@@ -198,6 +201,7 @@ def test_bad_names_and_files_are_one_line(tmp_path: Path):
         (lambda: create("timm/resnet18", 2, depth=3), "has no argument 'depth'"),
         (lambda: pretrained_weights("timm/resnet99"), "has no such network"),
         (lambda: load_weights("timm/resnet18", str(tmp_path / "no.safetensors"), classes=2), "no such weights file"),
+        (lambda: load_weights("timm/resnet18", str(one), classes=2), "these weights do not fit the network"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             call()

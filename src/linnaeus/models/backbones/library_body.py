@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linnaeus.errors import UserError, first_line
 
@@ -25,6 +25,17 @@ def stage_calling(layout: Layout, name: str) -> str | None:
         if any(path == call or path.startswith(f"{call}.") for call in calls):
             return stage
     return None
+
+
+def without_prefix(tensors: dict[str, Tensor], body: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """`tensors` without a prefix that all their names share, such as `model.` or `vit.`, unless the body has that part.
+
+    Checkpoints with a head keep the backbone below a prefix. The body is built only if there is one.
+    """
+    prefixes = {key.partition(".")[0] for key in tensors}
+    if len(prefixes) != 1 or not all("." in key for key in tensors) or hasattr(body(), *prefixes):
+        return tensors
+    return {key.partition(".")[2]: tensor for key, tensor in tensors.items()}
 
 
 def pool_tokens(x: Tensor, pool: str, prefix: int = 0) -> Tensor:

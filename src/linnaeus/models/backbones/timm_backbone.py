@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UnknownNameError, UserError, first_line, install
 from linnaeus.models.backbones.hub import endpoint
-from linnaeus.models.backbones.library_body import Chain, import_errors, stage_calling, token_map
+from linnaeus.models.backbones.library_body import Chain, import_errors, stage_calling, token_map, without_prefix
 from linnaeus.models.network import Network, StageFunction, classifier, resampling
 from linnaeus.models.weights.pretrained import PretrainedWeights
 from linnaeus.models.weights.records import key_of, read_record
@@ -201,14 +201,9 @@ def pretrained_weights(name: str, folder: Path | None = None) -> PretrainedWeigh
 def body_tensors(
     name: str, tensors: dict[str, Tensor], arguments: dict[str, Any], source: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors of a `TimmBackbone`, no arguments) from a state dict of timm's network, without its classifier.
-
-    A prefix that all names share, such as `model.` or `backbone.`, is removed.
-    """
+    """(tensors of a `TimmBackbone`, no arguments) from a state dict of timm's network, without its classifier."""
     config = library().get_pretrained_cfg(name.removeprefix(PREFIX))
     heads = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
-    prefixes = {key.split(".", 1)[0] for key in tensors}
-    if len(prefixes) == 1 and not hasattr(_create(name, 3, ""), next(iter(prefixes))):
-        tensors = {key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}
+    tensors = without_prefix(tensors, lambda: _create(name, 3, ""))
     below = {key: t for key, t in tensors.items() if not any(key.startswith(f"{head}.") for head in heads)}
     return {f"body.{key}": tensor for key, tensor in below.items()}, {}

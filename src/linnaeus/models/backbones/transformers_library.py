@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from linnaeus.errors import UserError, install, one_line
 from linnaeus.models.backbones.hub import PREFIX
-from linnaeus.models.backbones.library_body import import_errors
+from linnaeus.models.backbones.library_body import import_errors, without_prefix
 from linnaeus.text import first_few
 
 IGNORED = re.compile(
@@ -128,15 +128,12 @@ def body_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors below `body.`, arguments of the network) of a state dict in any of the library's conventions.
 
-    The library itself renames tensors of earlier versions and drops those of classifiers and text encoders. A prefix
-    that all names share, such as `model.` or `backbone.`, is removed. Raises UserError if tensors are missing.
+    The library itself renames tensors of earlier versions and drops those of classifiers and text encoders. Raises
+    UserError if tensors are missing.
     """
     config = network_config(name, arguments["config"])
     body: Any = create_body(name, config, _channels(config))
-    prefixes = {key.split(".", 1)[0] for key in tensors}
-    # Checkpoints with a head keep the backbone below a prefix such as `vit.`.
-    if len(prefixes) == 1 and not hasattr(body, next(iter(prefixes))) and all("." in key for key in tensors):
-        tensors = {key.split(".", 1)[1]: tensor for key, tensor in tensors.items()}
+    tensors = without_prefix(tensors, lambda: body)
     try:
         with _quiet():
             body, report = type(body).from_pretrained(
