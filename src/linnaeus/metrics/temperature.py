@@ -5,7 +5,7 @@ same; only its probability changes.
 
 The log loss of a confidently wrong image has no bound. Where labels are wrong, a few such images ask for a temperature
 at which the model is far less sure than it is right. The temperature is therefore lowered until chance can explain the
-difference between accuracy and mean confidence, but never below 1 (`_not_too_unsure`).
+difference between accuracy and mean confidence (`_not_too_unsure`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def calibration_failure(temperature: float) -> str:
 
 def fit_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
     """The temperature of a model, in MIN_TEMPERATURE..MAX_TEMPERATURE: least log loss, but confident enough."""
-    temperature = least_loss_temperature(outputs, prior)
-    return temperature if temperature <= 1 else _not_too_unsure(outputs, temperature)
+    return _not_too_unsure(outputs, least_loss_temperature(outputs, prior))
 
 
 def least_loss_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> float:
@@ -83,7 +82,7 @@ def least_loss_temperature(outputs: Outputs, prior: float = PRIOR_SAMPLES) -> fl
 
 
 def _not_too_unsure(outputs: Outputs, temperature: float) -> float:
-    """The largest temperature in 1..`temperature` at which accuracy does not exceed the mean confidence significantly.
+    """The largest temperature up to `temperature` at which accuracy does not exceed mean confidence significantly.
 
     A calibrated model has about as many right answers as the sum of its confidences says. At the temperature of least
     log loss, wrong labels, whose loss has no bound, make it expect fewer.
@@ -96,11 +95,10 @@ def _not_too_unsure(outputs: Outputs, temperature: float) -> float:
         spread = math.sqrt(effect * float((confidence * (1 - confidence)).sum()))
         return float(correct.sum() - confidence.sum()) > quantile * spread
 
-    low, high = 0.0, math.log(temperature)
-    if not too_unsure(high):
+    low, high = math.log(MIN_TEMPERATURE), math.log(temperature)
+    # Without a wrong answer nothing but the prior has decided the temperature.
+    if correct.all() or not too_unsure(high):
         return temperature
-    if too_unsure(low):
-        return 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (low, middle) if too_unsure(middle) else (middle, high)
