@@ -17,6 +17,7 @@ from tiny import write_images, write_recipe
 import linnaeus
 from linnaeus.metrics.intervals import wilson
 from linnaeus.metrics.stratification import stratified_folds
+from linnaeus.report.page import write_report
 from linnaeus.runs.penalties import read_penalties
 from linnaeus.training import solve
 from linnaeus.training.finish import unknown
@@ -75,6 +76,11 @@ def test_a_run_on_patients(say, patients: Path, tmp_path: Path, monkeypatch: pyt
     known = found["unknown"]["known"]["valid"]
     low, high = wilson(known["accepted"], 12)
     assert np.ptp(known["share_ci95"]) > 1.5 * (high - low)
+    assert " are accepted as known (validation: 3 groups of images; fewer than 95 % of those of new groups " in said.out
+    write_report(run)
+    assert (run / "report.html").read_text().count(
+        "come in 3 groups, whose images are alike: of the images of new"
+    ) == 1
     with (run / "predictions.csv").open(newline="") as file:
         assert len({row["group"] for row in csv.DictReader(file)}) == 3
     evaluated = say("evaluate", run, patients, "--split", "valid", "--device", "cpu", "--json", tmp_path / "e.json")

@@ -44,6 +44,7 @@ def unknown_section(run: RunContents, images: Thumbnails) -> dict[str, Any] | No
         "probability": typeset_percent(limits.probability, 1, exact=True),
         "target": typeset_percent(limits.target),
         "few": limits.few,
+        "groups": (measured.get("known") or {}).get("valid", {}).get("groups"),
         "chosen_on": limits.chosen_on,
         "assured": typeset_percent(limits.assured),
         "accepted": [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from linnaeus.console import counted
 from linnaeus.data.batches import Rows, Subset
 from linnaeus.inference.forward import answer, local_batches
 from linnaeus.inference.runners import thumbnails_of
@@ -120,6 +121,7 @@ class FittedDetector:
                 "accepted": int(known.sum()),
                 "share": float(known.mean()),
                 "share_ci95": list(proportion_interval(known, groups)),
+                **({} if groups is None else {"groups": len(np.unique(groups))}),
             }
             for split, (known, groups) in self.accepted.items()
         }
@@ -134,8 +136,12 @@ class FittedDetector:
         """A line for the terminal; the report has the thresholds and the figures of each class."""
         limits = self.thresholds
         text = f"{limits.accepted:,} of {limits.n:,} {limits.chosen_on} are accepted as known"
-        if limits.few:
-            target, assured = percent(limits.target, 0), percent(limits.assured, 0)
+        target, groups = percent(limits.target, 0), self.accepted["valid"][1]
+        if groups is not None:
+            n = len(np.unique(groups))
+            text += f" (validation: {counted(n, 'group')} of images; fewer than {target} of those of new groups may be)"
+        elif limits.few:
+            assured = percent(limits.assured, 0)
             text += f" (too few to guarantee {target} of new images; {assured} are sure)"
         if self.left_out is not None:
             accepted = self.left_out.accepted
