@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -457,6 +458,21 @@ def test_training_writes_the_page_and_survives_if_that_fails(
     assert (path / "model.safetensors").exists()
     assert not (path / "report.html").exists()
     assert "report.html was not written (ZeroDivisionError: no page today)" in capsys.readouterr().err
+
+
+def test_a_run_survives_charts_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As matplotlib with an MPLBACKEND that it does not know."""
+    recipe = write_recipe(tmp_path / "mine.toml", {"epochs": 1})
+    for name in ("fonts", "plots", "curves", "confusion", "page"):
+        monkeypatch.setitem(sys.modules, f"linnaeus.report.{name}", None)
+    path = linnaeus.train(write_images(tmp_path / "photos"), str(recipe), out=tmp_path / "run", device="cpu").path
+    assert (path / "model.safetensors").exists()
+    assert not (path / "checkpoint").exists()
+    warned = capsys.readouterr().err
+    assert "curves.png was not drawn (ModuleNotFoundError: " in warned
+    assert "report.html was not written (ModuleNotFoundError: " in warned
 
 
 def test_a_run_survives_a_plot_that_fails(

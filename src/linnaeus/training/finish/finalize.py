@@ -244,10 +244,10 @@ def _metrics(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvalua
 
 
 def _draw_plots(prepared: Prepared, outcome: TrainingOutcome, evaluation: AnyEvaluation) -> None:
-    from linnaeus.report.fonts import advice  # matplotlib takes long to import
-
     started = time.perf_counter()
     if missing := write_plots(prepared, outcome.best, evaluation):
+        from linnaeus.report.fonts import advice  # matplotlib takes long to import, and fails with a bad MPLBACKEND
+
         prepared.console.warn(advice(missing))
     outcome.timings.add_since("plots", started)
 
@@ -265,11 +265,12 @@ def _write_report(prepared: Prepared, outcome: TrainingOutcome, network: Network
     """
     from linnaeus.inference.classifier import Classifier
     from linnaeus.inference.runners import TorchRunner
-    from linnaeus.report.heat_maps import heat_maps
-    from linnaeus.report.page import write_report
 
     started, folder = time.perf_counter(), prepared.folder
     try:
+        from linnaeus.report.heat_maps import heat_maps
+        from linnaeus.report.page import write_report
+
         classifier = Classifier(folder.model, header, TorchRunner.of(header, network, prepared.engine.device))
         write_report(folder.path, prepared.table, heat=heat_maps(classifier), stored=stored_rows(prepared))
     except Exception as error:
