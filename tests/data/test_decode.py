@@ -533,3 +533,9 @@ def test_real_palette_cmyk_and_alpha(shared_data: Path):
     assert distance(decode(folder / "g4_orientation_5.tif"), decode(folder / "g4_orientation_1.tif")) < 1
     flat = decode(folder / "lab-green.tif")
     assert flat[5, 5, 1] > flat[5, 5, 0] + 100
+
+
+def test_an_address_that_holds_the_image_is_clipped_in_the_message():
+    with pytest.raises(UnreadableError, match="AAA…: an address, and images are read from files") as caught:
+        decode(f"data:image/png;base64,{'A' * 3000}")
+    assert len(str(caught.value)) < 250

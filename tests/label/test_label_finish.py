@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
 import sys
@@ -64,6 +65,26 @@ def test_too_few_labels_are_reported_and_nothing_is_started(tmp_path: Path):
         assert response.status_code == 400
         assert "two classes with 2 labels each" in response.json()["error"]
         assert page.get_json("/api/state")["finish"]["run"] is None
+
+
+def test_without_a_free_process_finish_says_so_and_works_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_process(*command: object, **more: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with opened(photos(tmp_path / "photos")) as page:
+        page.settle()
+        label_all(page, 12)
+        with monkeypatch.context() as patch:
+            patch.setattr("linnaeus.label.finish.subprocess.Popen", no_process)
+            response = page.post("/api/finish")
+        assert response.status_code == 400
+        said = (
+            "training cannot be started: out of processes; close other programs, or allow this one more; all labels are"
+        )
+        assert said in response.json()["error"]
+        finish = page.get_json("/api/state")["finish"]
+        assert (finish["run"], finish["running"], finish["error"]) == (None, False, "")
+        assert not list((tmp_path / "runs").glob("*"))
 
 
 TRAIN = """#!/bin/sh

@@ -224,12 +224,12 @@ def check_images(images: Iterable[str]) -> None:
 
     What comes before a later one is predicted before it is reported.
     """
-    from linnaeus.data.images.decode import no_path
+    from linnaeus.data.images.decode import clipped, no_path
     from linnaeus.inference.inputs import expand, is_missing
 
     images = list(images)
     if images and all(map(is_missing, images)):
-        raise UserError(f"{images[0]}: {no_path(images[0]) or 'no such file; check the path'}")
+        raise UserError(f"{clipped(images[0])}: {no_path(images[0]) or 'no such file; check the path'}")
     for image in islice(images, 1):
         if image != "-":
             for _ in islice(expand([image]), 1):

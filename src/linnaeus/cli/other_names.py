@@ -28,7 +28,7 @@ OPTIONS = {
 """Option -> what other tools call it, where click would find none or the wrong one."""
 ARGUMENTS = {
     "model": ("model", "weights", "checkpoint", "ckpt"),
-    "source": ("source", "data", "dataset", "images", "input"),
+    **dict.fromkeys(("source", "sources"), ("source", "data", "dataset", "images", "input")),
     "images": ("source", "data", "images", "image", "input"),
     "run": ("run", "model"),
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 from linnaeus.data.readers.csvfile import LABELS_TO_TRAIN
 from linnaeus.distributed.environment import PARENT
-from linnaeus.errors import UserError
+from linnaeus.errors import JobError, UserError, exhausted, out_of
 from linnaeus.files import csv_file, numbered
 from linnaeus.label.estimate import ENOUGH
 from linnaeus.label.journal import ACCEPTED, UNKNOWN, Label
@@ -55,16 +55,22 @@ class Finish:
                 raise UserError("training is running already; wait until it has finished")
             source = self.write_source()
             run = numbered(self.runs / "label")
-            self.run, self.error, self.lines, self.left_out = run, "", [], self._left_out()
             # A process of its own, so that training does not block the page.
-            self._process = subprocess.Popen(
-                self._training(source, run),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                env={**os.environ, PARENT: str(os.getpid())},  # it ends with this process, however this one ends
-            )
+            try:
+                self._process = subprocess.Popen(
+                    self._training(source, run),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    env={**os.environ, PARENT: str(os.getpid())},  # it ends with this process, however this one ends
+                )
+            except OSError as error:
+                with suppress(OSError):  # the empty folder
+                    run.rmdir()
+                reason = out_of(lack) if (lack := exhausted(error)) else str(error.strerror)
+                raise JobError(f"training cannot be started: {reason}; all labels are stored") from None
+            self.run, self.error, self.lines, self.left_out = run, "", [], self._left_out()
             self._reader = threading.Thread(target=self._follow, args=(self._process,), name="finish", daemon=True)
             self._reader.start()
             return run

@@ -219,7 +219,12 @@ def _open_file(source: str | Path | bytes) -> BinaryIO:
         raise UnreadableError(name, error.reason) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = no_path(name) or getattr(error, "strerror", None) or str(error)
-        raise UnreadableError(name, reason, passing=True) from None
+        raise UnreadableError(clipped(name), reason, passing=True) from None
+
+
+def clipped(name: str) -> str:
+    """A name for a message: an address `data:` holds a whole image."""
+    return f"{name[:100]}…" if name.startswith("data:") and len(name) > 100 else name
 
 
 def no_path(name: str) -> str:
