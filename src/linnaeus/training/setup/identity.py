@@ -100,7 +100,7 @@ class Identity:
             return TypeAdapter(cls).validate_python(asdict(identity))
         except OSError as error:
             raise not_read(path, error) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(
                 f"{path}: damaged ({one_line(error)}); remove {folder} to start from the beginning"
             ) from None
