@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from linnaeus.data import download
+from linnaeus.data.archives import remote
 from linnaeus.data.archives.remote import fetch_range
 from linnaeus.data.catalog import KNOWN, Known, Remote
 from linnaeus.data.download import FetchError, fetch
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         body, start = self.server.files[path], 0
         changed = self.headers.get("If-Range") not in (None, self.server.tag)
         if wanted and "no ranges" not in ways and not changed:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
             if start >= len(body):
                 return self.send_error(416)
             self.send_response(206)
@@ -100,6 +101,11 @@ class Handler(BaseHTTPRequestHandler):
         if "no length" not in ways:
             self.send_header("Content-Length", str(len(piece)))
         self.end_headers()
+        if "hangs" in ways:
+            self.wfile.write(piece[:100])
+            self.wfile.flush()
+            time.sleep(1)
+            return None
         if "drops" in ways and self.server.left:
             self.server.left -= 1
             piece = piece[: 300_000 if "stalls" not in ways else 0]
@@ -416,6 +422,19 @@ def test_without_length_and_checksum_the_format_tells_that_an_answer_was_cut_sho
 def test_a_format_without_an_end_is_taken_as_it_comes(text: bytes, server: Server, tmp_path: Path):
     server.files["x"], server.ways["x"] = text, {"no length"}
     assert fetch(server.url("x"), tmp_path / "x").read_bytes() == text
+
+
+def test_a_few_bytes_before_each_silence_are_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A mirror that hangs after 100 bytes of each answer would take days; the next address has the file."""
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "WAIT", 0.01)
+    server.files["slow.bin"], server.ways["slow.bin"] = BODY, {"hangs"}
+    assert fetch([server.url("slow.bin"), server.url("x.bin")], tmp_path / "x.bin", sha256=SHA).read_bytes() == BODY
+    assert sum(path == "slow.bin" for path, _ in server.asked) == download.STALLS
+    with pytest.raises(JobError, match="cannot be read"):
+        fetch_range(server.url("slow.bin"), 0, len(BODY))
+    assert len(server.asked) < 20
 
 
 class Drip:

@@ -29,7 +29,7 @@ Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: 
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30.0  # seconds without a byte
-STALLS = 3  # attempts at one address that bring nothing, before the next address
+STALLS = 3  # attempts at one address that bring nothing, or too little for their time, before the next address
 LIMIT = 4 << 30  # bytes of a body whose size neither the server nor we know
 SLOWEST, PATIENCE = 1024, 60.0  # bytes a second over this many seconds: a slower address is given up
 WAIT = 1.0  # seconds before the second attempt; doubled for each further one
@@ -159,7 +159,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
 def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | None) -> None:
     """Fill the `.part` file from one address and verify it; raises RefusedError when this address will not do.
 
-    An attempt that brought bytes is followed by another one for the rest; STALLS in a row that brought none end it.
+    An attempt that brought bytes is followed by another one for the rest; STALLS in a row that brought too few end it.
     """
     if not wanted.sha256 and not wanted.md5:
         file.truncate(0)  # nothing could tell whether the rest belongs to these bytes
@@ -168,12 +168,14 @@ def _download(url: str, file: IO[bytes], wanted: Wanted, progress: Progress | No
     stalls, reason, wait = 0, "", 0.0
     while stalls < STALLS:
         pause(WAIT, stalls, wait)
-        start = part.size()
+        start, begun_at = part.size(), time.monotonic()
         try:
             _attempt(url, part, wanted, progress)
         except _DroppedError as error:
             reason, wait = str(error), error.wait
-            stalls = 0 if part.size() > start else stalls + 1
+            # A few bytes before each silence would go on for days.
+            enough = part.size() - start > SLOWEST * (time.monotonic() - begun_at)
+            stalls = 0 if enough else stalls + 1
             continue
         file.flush()
         fault = wanted.fault(Path(file.name))

@@ -9,13 +9,14 @@ import http.client
 import io
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from linnaeus.data.download import StallDetector
+from linnaeus.data.download import SLOWEST, StallDetector
 from linnaeus.data.redirects import RefusedError, open_url, pause, retry_after
 from linnaeus.data.version import CHANGED, is_same, version_of
 from linnaeus.environment import offline
@@ -156,7 +157,7 @@ def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lam
     reason, failures, before, wait = "", 0, 0, 0.0
     while failures < ATTEMPTS:
         pause(WAIT, failures, wait)
-        wait = 0.0
+        wait, begun_at = 0.0, time.monotonic()
         try:
             return attempt()
         except urllib.error.HTTPError as error:
@@ -175,6 +176,7 @@ def _retry(url: str, attempt: Callable[[], T], received: Callable[[], int] = lam
         except (OSError, ValueError) as error:  # URLError, a reset, a timeout; ValueError: a malformed address
             reason = str(getattr(error, "reason", None) or error)
         # Attempts count only while nothing arrives: a slow but living connection may break often.
-        failures = 1 if received() > before else failures + 1
+        enough = received() - before > SLOWEST * (time.monotonic() - begun_at)
+        failures = 1 if enough else failures + 1
         before = received()
     raise JobError(f"{url}: cannot be read ({reason}); check the address and the server, and start again")
