@@ -72,8 +72,7 @@ def display_names(folder: Path, classes: tuple[str, ...]) -> DisplayNames:
     `class name`; every line is `index class`. Names need not agree in case, separators or number. Only where the
     classes are identifiers such as `1` or `n0144`, and no line resembles one, are the lines assigned in natural order.
     BY_NAME_ONLY: the same forms, but nothing is assigned by position. JSON (JSON_FILES, the first also one level up):
-    an object from class to name, or
-    from name to class; classes that it lacks keep their own names.
+    an object from class to name, or from name to class; classes that it lacks keep their own names.
 
     Raises UserError if a file gives a class the name of another one, if two files contradict each other, and
     where `classes.txt` does not fit. Any other file that does not fit is left out, which `notes` states.
