@@ -23,6 +23,8 @@ from linnaeus.explain.neighbors import gallery
 from linnaeus.export.onnx import export_onnx
 from linnaeus.models.weights.store import import_file
 from linnaeus.training.checkpoint import Checkpoints
+from linnaeus.training.setup.request import Request
+from linnaeus.training.setup.resolve import resolve_recipe
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]
 
@@ -198,3 +200,12 @@ def test_windows_on_a_feature_map_of_timm(tmp_path: Path):
     more = {"settings": trained, "checkpoint_every": "2steps"}
     train(source, tmp_path / "whole", model, **more)
     check_resumed(source, tmp_path, model, **more)
+
+
+def test_set_of_the_name_is_the_same_as_the_option_model(source: Path, tmp_path: Path):
+    """Which is the only way for a sweep: the head of the recipe's network means nothing to another one."""
+    name = timm_network(tmp_path / "weights")
+    by_option, _ = resolve_recipe(Request(source, "photos", model=name), QUIET)
+    by_key, _ = resolve_recipe(Request(source, "photos", settings={"model.name": name}), QUIET)
+    assert by_key == by_option
+    assert by_key.model.head is None

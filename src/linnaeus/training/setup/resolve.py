@@ -125,7 +125,8 @@ def open_split(table: Table, recipe: Recipe, console: Console, trained: np.ndarr
 
 
 def _overrides(request: Request) -> dict[str, Any]:
-    """The settings of the request by dotted recipe key; --model, --weights and --seed are such settings too."""
+    """The settings of the request by dotted recipe key; --model, --weights and --seed are such settings too,
+    and --set model.name does the same as --model."""
     overrides, model = dict(request.settings or {}), request.model
     refuse_twice(overrides, model=model, weights=request.weights, seed=request.seed, epochs=request.epochs)
     if model is not None:
@@ -134,10 +135,10 @@ def _overrides(request: Request) -> dict[str, Any]:
         # Arguments and head of the recipe's network mean nothing to another network.
         overrides |= {"model.arguments": {}, "model.head": None}
         overrides.setdefault("model.weights", "none")
-    elif model is not None and library_of(model) is not None:
+    elif isinstance(named := overrides.get("model.name"), str) and library_of(named) is not None:
         weights = request.weights or overrides.get("model.weights") or "pretrained"
         # The size must suit the weights, unless the user sets another.
-        size = _image_size(model, weights, overrides)
+        size = _image_size(named, weights, overrides)
         overrides = {"model.arguments": {}, "model.head": None} | size | overrides
     if request.weights is not None:
         overrides["model.weights"] = request.weights
