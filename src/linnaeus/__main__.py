@@ -17,6 +17,8 @@ def run() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     # A umask such as 777 would forbid this process the files and folders that it makes, and to remove them again.
     os.umask(os.umask(0o077) & 0o077)
+    # All charts become files, and matplotlib cannot be imported with a backend that it does not know.
+    os.environ["MPLBACKEND"] = "agg"
     # torch and matplotlib make some 100,000 objects that live as long as the process. By default each import looks at
     # them again and again, for a tenth of the time of a short run.
     gc.set_threshold(ALLOCATIONS)

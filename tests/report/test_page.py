@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from html import unescape
 from pathlib import Path
@@ -458,6 +460,15 @@ def test_training_writes_the_page_and_survives_if_that_fails(
     assert (path / "model.safetensors").exists()
     assert not (path / "report.html").exists()
     assert "report.html was not written (ZeroDivisionError: no page today)" in capsys.readouterr().err
+
+
+def test_a_backend_of_charts_that_does_not_exist_is_not_asked_for(run: Path):
+    environ = {**os.environ, "MPLBACKEND": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-m", "linnaeus", "report", run], env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").exists()
 
 
 def test_a_run_survives_charts_that_cannot_be_imported(
