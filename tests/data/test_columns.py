@@ -12,6 +12,7 @@ import linnaeus
 from linnaeus.data.readers.columns import LabelFormat
 from linnaeus.data.readers.csvfile import open_csv, open_frame
 from linnaeus.data.sources import open_source
+from linnaeus.data.split import split_table
 from linnaeus.errors import UserError
 from linnaeus.inference.source import _in_words_of
 from linnaeus.modelfile.safetensors import ModelFile
@@ -46,6 +47,12 @@ def test_a_split_under_another_name_is_used_and_reported(tmp_path: Path, column:
     table = open_source(write(tmp_path, f"path,label,{column}", *cells), lenient=True)
     assert table.split.tolist() == splits.split()
     assert column.lower() in table.notes[0]
+
+
+def test_rows_without_a_split_among_others_are_reported(tmp_path: Path):
+    table = open_source(write(tmp_path, "path,label,split", "x,train", "y,valid", "x,", "y,"))
+    assert table.notes == ("all.csv: 2 of 4 rows have no split: they train, or are drawn for a split that no row has",)
+    assert list(split_table(table, valid=0.5, test=0.0, seed=0).split) == ["train", "valid", "train", "train"]
 
 
 def test_labels_that_other_programs_write_for_a_missing_one_are_reported(tmp_path: Path):

@@ -128,7 +128,10 @@ def splits_of(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> tuple[
     like a split but holds something else, such as the number of a fold, is not used, which a note says.
     """
     if "split" in columns:
-        return [_word(file, line, cells["split"]) for line, cells in rows], []
+        splits = [_word(file, line, cells["split"]) for line, cells in rows]
+        without = splits.count("") if any(splits) else 0
+        note = f"{file.name}: {without:,} of {counted(len(rows), 'row')} have no split: they train, or are drawn for a"
+        return splits, [f"{note} split that no row has"] if without else []
     # An empty cell states nothing, so it does not speak against a column.
     values = {name: {cells[name].strip().lower() for _, cells in rows} - {""} for name in columns if name}
     flags = [name for name in values if key(name) in FLAGS and values[name] and values[name] <= BOOLEANS.keys()]
