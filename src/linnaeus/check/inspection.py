@@ -58,7 +58,7 @@ class Inspection:
 def group_copies(table: Table, console: Console) -> Table:
     """`table` with copies grouped, so that no split separates them; existing groups that share a copy are merged."""
     if not comparable(table):
-        why = why_not_compared(table) or "it holds arrays"
+        why = why_not_compared(table) or "its images are too small"
         raise UserError(
             f'{table.source}: data.split.groups = "{NEAR_DUPLICATES}" compares images by their pixels, which is not '
             f"done here because {why}; remove the setting"
@@ -91,7 +91,7 @@ def inspect(table: Table, console: Console, builder: StatisticsBuilder | None = 
         if why := why_not_compared(table):
             warnings.append(
                 f"only images of equal bytes were searched for across the splits, not altered copies (scaled, encoded "
-                f"again, cropped), because the source is in shards and {why}: such copies make the figures optimistic"
+                f"again, cropped), because {why}: such copies make the figures optimistic"
             )
         return Inspection({}, warnings, leaked=leaked)
     result = check_table(table, weights="stored", console=console, builder=builder)

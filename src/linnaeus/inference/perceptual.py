@@ -168,11 +168,15 @@ def comparable(table: Table) -> bool:
 
 
 def why_not_compared(table: Table) -> str:
-    """Why images in shards are not compared by their pixels; empty where they are, and for arrays."""
+    """Why images are not compared by their pixels; empty where they are, or are too small for it."""
     members = table.members
+    if table.images is not None and min(table.images.shape[1:3]) >= MIN_SIDE:
+        return "the source holds arrays"
     if members is None or comparable(table):
         return ""
-    return "its shards are not on this machine" if not members.local else f"it has more than {MOST_IN_SHARDS:,} images"
+    if not members.local:
+        return "its shards are not on this machine"
+    return f"the source is in shards and has more than {MOST_IN_SHARDS:,} images"
 
 
 def statistics_of_table(table: Table) -> ImageStatistics:
