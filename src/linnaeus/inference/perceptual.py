@@ -78,7 +78,7 @@ class RunHashes:
     """The hashes of the images of a run that trained or chose its model."""
 
     splits: Mapping[str, PerceptualHashes]  # by split, train and valid
-    windows: int  # Windows of each image; 0 where there are too many images, and none is kept
+    windows: int  # of each image; 0 where there are too many images, and none is kept
     # By split, (k,) uint64 in ascending order: hashes of the pixels of the images that have no such hash.
     pixels: Mapping[str, np.ndarray] = field(default_factory=dict)
 

@@ -143,4 +143,9 @@ def _errors(name: str) -> Iterator[None]:
     try:
         yield
     except (*DAMAGE, tarfile.TarError, OverflowError, RecursionError) as error:
-        raise UserError(f"{name}: not a readable tar archive ({error}); download it again, or write it again") from None
+        raise unreadable(name, error) from None
+
+
+def unreadable(name: str, error: Exception) -> UserError:
+    """What to say of a tar whose bytes are damaged, in it or in what compresses it."""
+    return UserError(f"{name}: not a readable tar archive ({error}); download it again, or write it again")

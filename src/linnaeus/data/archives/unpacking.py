@@ -9,6 +9,7 @@ from typing import BinaryIO
 from linnaeus.cache import Cache, Entry, OverBudgetError, default_cache
 from linnaeus.console import Console
 from linnaeus.data.archives.compression import DAMAGE, open_compressed
+from linnaeus.data.archives.tar import unreadable
 from linnaeus.errors import UserError
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -69,6 +70,4 @@ def _decompress(place: str, target: Path, cache: Cache, name: str) -> None:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(
-            f"{place}: not a readable tar archive ({error}); download it again, or write it again"
-        ) from None
+        raise unreadable(place, error) from None
